@@ -1,0 +1,97 @@
+"""What the client knows of the namespace: attributes and directory listings. Pure, no I/O.
+
+Nothing here expires: the master calls back what others change. `generation` counts those calls, so that an answer
+that was on its way while one arrived is used once and not kept.
+"""
+
+from __future__ import annotations
+
+from gfscore.client.types import Attr
+
+NEGATIVE_LOOKUPS_BEFORE_LISTING = 2
+
+
+class Directory:
+    """Names of one directory. While `complete`, a name that is missing does not exist."""
+
+    __slots__ = ("complete", "misses", "names")
+
+    def __init__(self, complete: bool = False) -> None:
+        self.names: dict[bytes, int] = {}
+        self.complete = complete
+        self.misses = 0
+
+
+class NamespaceCache:
+    def __init__(self, inodes_max: int) -> None:
+        self.attrs: dict[int, Attr] = {}
+        self.directories: dict[int, Directory] = {}
+        self.listed_in: dict[int, int] = {}  # inode -> directory whose listing brought it
+        self.generation = 0
+        self._inodes_max = inodes_max
+
+    def keep(self, attr: Attr) -> None:
+        self.attrs[attr.inode] = attr
+        if len(self.attrs) > self._inodes_max:
+            for inode in list(self.attrs)[: self._inodes_max // 10]:
+                self.forget(inode)
+
+    def forget(self, inode: int) -> None:
+        self.attrs.pop(inode, None)
+        self.directories.pop(inode, None)
+        self.listed_in.pop(inode, None)
+
+    def clear(self) -> None:
+        self.generation += 1
+        self.attrs.clear()
+        self.directories.clear()
+        self.listed_in.clear()
+
+    def directory(self, inode: int) -> Directory:
+        found = self.directories.get(inode)
+        if found is None:
+            found = self.directories[inode] = Directory()
+        return found
+
+    def add_name(self, parent: int, name: bytes, inode: int) -> None:
+        self.directory(parent).names[name] = inode
+
+    def remove_name(self, parent: int, name: bytes) -> None:
+        directory = self.directories.get(parent)
+        if directory is not None:
+            directory.names.pop(name, None)
+
+    def names_changed(self, parent: int, names: list[bytes]) -> None:
+        """Somebody else changed these entries of `parent`."""
+        directory = self.directories.get(parent)
+        if directory is not None:
+            directory.complete = False
+            for name in names:
+                directory.names.pop(name, None)
+
+    def find(self, parent: int, name: bytes) -> int | None:
+        """The inode, 0 when the name is known not to exist, None when that is not known."""
+        directory = self.directories.get(parent)
+        if directory is None:
+            return None
+        inode = directory.names.get(name)
+        if inode is None and directory.complete:
+            return 0
+        return inode
+
+    def siblings_after(self, inode: int, count: int) -> list[int]:
+        """The next inodes of the listing that brought `inode`, in its order."""
+        parent = self.listed_in.get(inode)
+        directory = self.directories.get(parent) if parent is not None else None
+        if directory is None:
+            return []
+        found: list[int] = []
+        seen = False
+        for other in directory.names.values():
+            if seen:
+                found.append(other)
+                if len(found) == count:
+                    break
+            elif other == inode:
+                seen = True
+        return found

@@ -1,0 +1,158 @@
+"""Where chunks are and what may be written: locations and grants, cached per file and chunk index [0089], [0096]."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import trio
+
+from gfscore.client.cache import NamespaceCache
+from gfscore.client.options import ClientOptions
+from gfscore.client.session import MasterSession
+from gfscore.client.types import FileType, attr_from_wire
+from gfscore.errors import Code, GfsError, code_from_wire
+from gfscore.proto import gfs_pb2 as pb
+
+
+class ChunkGrant:
+    """A signed grant, opened."""
+
+    __slots__ = ("body", "grant", "index", "primary")
+
+    def __init__(self, grant: pb.Grant, index: int) -> None:
+        self.grant = grant
+        self.index = index
+        self.body = pb.GrantBody.FromString(grant.body)
+        self.primary = next(server for server in self.body.replicas if server.id == self.body.primary)
+
+    def location(self) -> pb.ChunkLocation:
+        body = self.body
+        return pb.ChunkLocation(
+            index=self.index,
+            handle=body.handle,
+            version=body.version,
+            replicas=body.replicas,
+            primary=body.primary,
+        )
+
+
+class Chunks:
+    def __init__(self, session: MasterSession, cache: NamespaceCache, options: ClientOptions) -> None:
+        self._session = session
+        self._cache = cache
+        self._options = options
+        self._locations: dict[int, dict[int, pb.ChunkLocation]] = {}
+        self._grants: dict[int, dict[int, ChunkGrant]] = {}
+        self._asking: dict[tuple[int, int], trio.Event] = {}
+        self.sole_writer: set[int] = set()
+
+    # ------------------------------------------------------------ reading
+
+    def known_location(self, inode: int, index: int) -> pb.ChunkLocation | None:
+        chunks = self._locations.get(inode)
+        return chunks.get(index) if chunks is not None else None
+
+    async def locate(self, inode: int, index: int) -> pb.ChunkLocation | None:
+        """The chunk's location, None where the file has a hole or ends. Asks for the next few chunks too [0091]."""
+        known = self.known_location(inode, index)
+        if known is not None:
+            return known if known.handle else None
+        generation = self._cache.generation
+        ranges = [pb.LocateRequest.Range(inode=inode, first=index, count=self._options.locate_ahead_chunks)]
+        if index == 0:
+            ranges += self._ranges_of_siblings(inode)
+        reply = await self._session.call("Locate", pb.LocateRequest(ranges=ranges))
+        found: pb.ChunkLocation | None = None
+        for file in reply.files:
+            if file.inode == inode:
+                if file.error:
+                    raise GfsError(code_from_wire(file.error), f"inode {inode}: the chunk cannot be located")
+                found = next((chunk for chunk in file.chunks if chunk.index == index), None)
+            if not file.error and generation == self._cache.generation:
+                self.keep_locations(file.inode, file.chunks)
+                if file.inode != inode and file.HasField("attr") and file.inode not in self.sole_writer:
+                    self._cache.keep(attr_from_wire(file.attr))
+        return found if found is not None and found.handle else None
+
+    def _ranges_of_siblings(self, inode: int) -> list[pb.LocateRequest.Range]:
+        """The small files that a program reading its way through a directory will open next."""
+        ranges = []
+        for other in self._cache.siblings_after(inode, self._options.locate_ahead_files):
+            attr = self._cache.attrs.get(other)
+            if attr is not None and attr.type == FileType.FILE and attr.size and other not in self._locations:
+                ranges.append(pb.LocateRequest.Range(inode=other, first=0, count=1))
+        return ranges
+
+    def keep_locations(self, inode: int, chunks: Iterable[pb.ChunkLocation]) -> None:
+        mine = self._locations.setdefault(inode, {})
+        for chunk in chunks:
+            mine[chunk.index] = chunk
+
+    # ------------------------------------------------------------ writing
+
+    def keep_grant(self, inode: int, grant: ChunkGrant) -> None:
+        self._grants.setdefault(inode, {})[grant.index] = grant
+        self._locations.setdefault(inode, {})[grant.index] = grant.location()
+
+    def known_grant(self, inode: int, index: int) -> ChunkGrant | None:
+        grants = self._grants.get(inode)
+        return grants.get(index) if grants is not None else None
+
+    async def grant(self, inode: int, index: int, failed: ChunkGrant | None = None, fresh: bool = False) -> ChunkGrant:
+        """Permission to change chunk `index`. `failed` did not work and must not be answered again; `fresh`: nothing
+        was ever acknowledged in it, so another chunk may take its place (rule 13)."""
+        key = (inode, index)
+        while True:
+            known = self.known_grant(inode, index)
+            if known is not None and known is not failed:
+                return known
+            asking = self._asking.get(key)
+            if asking is None:
+                break
+            await asking.wait()
+        self._asking[key] = trio.Event()
+        try:
+            request = pb.LeaseRequest(inode=inode, index=index)
+            if failed is not None:
+                request.stale_version = failed.body.version
+                request.avoid.append(failed.primary.id)
+                if fresh and failed.body.fresh:
+                    request.failed_handle = failed.body.handle
+            return await self._ask(request)
+        finally:
+            self._asking.pop(key).set()
+
+    async def grant_last(self, inode: int) -> ChunkGrant:
+        """Permission for the file's last chunk, its first if it has none."""
+        return await self._ask(pb.LeaseRequest(inode=inode, last=True))
+
+    async def _ask(self, request: pb.LeaseRequest) -> ChunkGrant:
+        reply = await self._session.change("Lease", request)
+        if not reply.grant.body:
+            raise GfsError(Code.NO_SERVERS, "no chunkserver can take this chunk")
+        grant = ChunkGrant(reply.grant, reply.index)
+        self.keep_grant(request.inode, grant)
+        if reply.sole_writer:
+            self.sole_writer.add(request.inode)
+        else:
+            self.sole_writer.discard(request.inode)
+        return grant
+
+    # ------------------------------------------------------------ forgetting
+
+    def forget(self, inode: int) -> None:
+        self._locations.pop(inode, None)
+        self._grants.pop(inode, None)
+
+    def forget_chunk(self, inode: int, index: int) -> None:
+        self._locations.get(inode, {}).pop(index, None)
+        self._grants.get(inode, {}).pop(index, None)
+
+    def forget_grants(self, inode: int) -> None:
+        self._grants.pop(inode, None)
+        self.sole_writer.discard(inode)
+
+    def clear(self) -> None:
+        self._locations.clear()
+        self._grants.clear()
+        self.sole_writer.clear()

@@ -1,0 +1,352 @@
+"""The files this client works on: what it knows of their length, and telling the master about it.
+
+A `FileState` is shared by all handles of a file and outlives the last of them until the master has its length: lengths
+go to the master in batches after close, at once on fsync. Until then the primary of the last chunk knows the length,
+and other clients ask it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import trio
+
+from gfscore.client.appender import Appender
+from gfscore.client.cache import NamespaceCache
+from gfscore.client.chunks import Chunks
+from gfscore.client.mutation import Mutator
+from gfscore.client.options import ClientOptions
+from gfscore.client.session import MasterSession
+from gfscore.client.types import Attr
+from gfscore.client.writer import FileWriter, WriteBudget
+from gfscore.env import Env
+from gfscore.errors import Code, GfsError
+from gfscore.proto import gfs_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+
+class FileState:
+    """What all handles of one file share."""
+
+    __slots__ = (
+        "appender",
+        "changes",
+        "dropped",
+        "end",
+        "handles",
+        "inode",
+        "mtime_ns",
+        "uncommitted",
+        "writer",
+        "writers",
+    )
+
+    def __init__(self, inode: int) -> None:
+        self.inode = inode
+        self.handles = 0
+        self.writers = 0  # of the handles
+        self.writer: FileWriter | None = None
+        self.appender: Appender | None = None
+        self.end = 0  # one past the last byte written or appended here since the length was last agreed
+        self.mtime_ns = 0
+        self.changes = 0  # counts writes and appends
+        self.uncommitted = False  # the master does not have `end` and `mtime_ns`, or that the writing is over
+        self.dropped = False  # the file has no name and no handle any more
+
+    @property
+    def busy(self) -> bool:
+        return self.writer is not None and self.writer.busy
+
+    def changed(self, end: int, now_ns: int) -> None:
+        self.changes += 1
+        self.uncommitted = True
+        self.mtime_ns = now_ns
+        if end > self.end:
+            self.end = end
+
+
+class Files:
+    """All `FileState`s of a client, and the task that commits their lengths."""
+
+    def __init__(
+        self,
+        session: MasterSession,
+        cache: NamespaceCache,
+        chunks: Chunks,
+        mutator: Mutator,
+        env: Env,
+        options: ClientOptions,
+    ) -> None:
+        self._session = session
+        self._cache = cache
+        self._chunks = chunks
+        self._mutator = mutator
+        self._env = env
+        self._options = options
+        self._states: dict[int, FileState] = {}
+        self._budget = WriteBudget(options.dirty_bytes_max)
+        self._closed_files = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self.chunk_bytes = 0
+
+    def start(self, nursery: trio.Nursery, chunk_bytes: int) -> None:
+        self._nursery = nursery
+        self.chunk_bytes = chunk_bytes
+        nursery.start_soon(self._commit_closed_files)
+
+    def get(self, inode: int) -> FileState | None:
+        return self._states.get(inode)
+
+    @property
+    def uncommitted(self) -> int:
+        """Files whose length the master does not have yet."""
+        return sum(state.uncommitted for state in self._states.values())
+
+    def is_open(self, inode: int) -> bool:
+        state = self._states.get(inode)
+        return state is not None and state.handles > 0
+
+    def open(self, inode: int, write: bool) -> FileState:
+        state = self._states.get(inode)
+        if state is None:
+            state = self._states[inode] = FileState(inode)
+        state.handles += 1
+        state.writers += write
+        return state
+
+    def writer(self, state: FileState) -> FileWriter:
+        if state.writer is None:
+            assert self._nursery is not None
+            state.writer = FileWriter(
+                state.inode,
+                self.chunk_bytes,
+                self._chunks,
+                self._mutator,
+                self._budget,
+                self._nursery,
+                self._env,
+                self._options,
+            )
+        return state.writer
+
+    def appender(self, state: FileState) -> Appender:
+        if state.appender is None:
+            state.appender = Appender(
+                state.inode, self.chunk_bytes, self._chunks, self._mutator, self._env, self._options
+            )
+        return state.appender
+
+    async def close(self, state: FileState, write: bool) -> None:
+        """One handle less. The length goes to the master in the background."""
+        state.handles -= 1
+        state.writers -= write
+        if state.handles:
+            return
+        if state.inode in self._session.held:
+            await self._let_go(state)
+        elif state.uncommitted:
+            self._closed_files.set()
+        else:
+            self._states.pop(state.inode, None)
+
+    async def _let_go(self, state: FileState) -> None:
+        """The last handle of a file without a name: the master can drop it now."""
+        self._states.pop(state.inode, None)
+        self._session.held.discard(state.inode)
+        self.forget(state.inode)
+        await self._session.change("Release", pb.ReleaseRequest(inodes=[state.inode]))
+
+    def forget(self, inode: int) -> None:
+        """The file is gone."""
+        state = self._states.get(inode)
+        if state is not None and not state.handles:
+            state.dropped = True
+            del self._states[inode]
+        self._chunks.forget(inode)
+        self._chunks.sole_writer.discard(inode)
+        self._cache.forget(inode)
+
+    def forget_grants(self) -> None:
+        for state in self._states.values():
+            if state.appender is not None:
+                state.appender.forget_grant()
+
+    async def write_out_all(self) -> None:
+        for state in list(self._states.values()):
+            if state.busy:
+                assert state.writer is not None
+                await state.writer.write_out()
+
+    async def prepare_setattr(self, state: FileState, size: int | None, times: bool) -> None:
+        """Before the master changes length or times of a file that was written here."""
+        if state.writer is not None:
+            if size is not None:
+                await state.writer.discard_from(size)
+            elif times:
+                await state.writer.write_out()  # else a write that is still on its way would set the time again
+        if size is not None:
+            state.end = min(state.end, size)
+            state.changes += 1
+        if times:
+            state.mtime_ns = 0
+
+    def merge(self, attr: Attr) -> Attr:
+        """`attr` as this client sees the file: with what it wrote itself and the master does not know yet."""
+        state = self._states.get(attr.inode)
+        if state is None or not state.uncommitted:
+            return attr
+        if state.end <= attr.size and state.mtime_ns <= attr.mtime_ns:
+            return attr
+        merged = attr.copy()
+        merged.size = max(attr.size, state.end)
+        merged.mtime_ns = max(attr.mtime_ns, state.mtime_ns)
+        merged.ctime_ns = max(attr.ctime_ns, state.mtime_ns)
+        return merged
+
+    # ------------------------------------------------------------ lengths to the master
+
+    async def commit(self, state: FileState) -> None:
+        """The master has the length on its disk when this returns (fsync)."""
+        await self._commit([state], release=False, sync=True)
+
+    async def commit_all(self) -> None:
+        """Everything that is not open any more, now."""
+        states = [state for state in self._states.values() if state.uncommitted and not state.handles]
+        for start in range(0, len(states), self._options.commit_batch):
+            await self._commit(states[start : start + self._options.commit_batch], release=True, sync=False)
+
+    async def _commit_closed_files(self) -> None:
+        while True:
+            await self._closed_files.wait()
+            self._closed_files = trio.Event()
+            # A short delay gathers a batch, and keeps the leases of a file that is opened again at once.
+            await self._env.clock.sleep(self._options.commit_delay_seconds)
+            try:
+                await self.commit_all()
+            except GfsError as error:
+                log.warning("event=commit_failed error=%r", str(error))
+                self._closed_files.set()
+
+    async def _commit(self, states: list[FileState], release: bool, sync: bool) -> None:
+        request = pb.CommitRequest(sync=sync)
+        changes = []
+        for state in states:
+            changes.append(state.changes)
+            request.lengths.add(inode=state.inode, size=state.end, mtime_ns=state.mtime_ns, release=release)
+            if release:
+                self._give_back(state)
+        try:
+            await self._session.change("Commit", request)
+        except GfsError as error:
+            if error.code is not Code.STALE_INODE:
+                raise
+        for state, seen in zip(states, changes, strict=True):
+            if state.changes == seen:
+                self._committed(state, release)
+
+    def _give_back(self, state: FileState) -> None:
+        """From here on a write asks the master again, which then counts this client among the writers again."""
+        self._chunks.forget_grants(state.inode)
+        if state.appender is not None:
+            state.appender.forget_grant()
+
+    def _committed(self, state: FileState, release: bool) -> None:
+        attr = self._cache.attrs.get(state.inode)
+        if attr is not None:
+            agreed = self.merge(attr)
+            if release:
+                agreed = agreed.copy()
+                agreed.length_pending = False
+            self._cache.attrs[state.inode] = agreed
+        state.uncommitted = state.uncommitted and not release and state.writers > 0
+        if not state.uncommitted:
+            state.end = 0
+            if not state.handles and self._states.get(state.inode) is state:
+                del self._states[state.inode]
+
+
+class OpenFile:
+    """A handle. Offsets and sizes in bytes; every method raises GfsError."""
+
+    def __init__(
+        self,
+        state: FileState,
+        files: Files,
+        read: Callable[[int, int, int], object],
+        write: bool,
+        env: Env,
+        keep_cache: bool,
+    ) -> None:
+        self.inode = state.inode
+        self.keep_cache = keep_cache  # what the kernel has cached of the file is still right
+        self._state = state
+        self._files = files
+        self._read = read
+        self._write = write
+        self._env = env
+        self._errors_seen = state.writer.error_number if state.writer is not None else 0
+        self._closed = False
+
+    async def read(self, offset: int, size: int) -> bytes | memoryview:
+        """Up to `size` bytes, fewer at the end of the file, which may have grown since it was opened."""
+        return await self._read(self.inode, offset, size)  # type: ignore[misc,no-any-return]
+
+    async def write(self, offset: int, data: bytes | memoryview) -> int:
+        """Visible to every reader of this client at once; on the replicas after `flush`, on disks after `fsync`."""
+        self._check_writable()
+        writer = self._files.writer(self._state)
+        self._state.changed(offset + len(data), self._env.clock.wall_ns())
+        await writer.write(offset, data)
+        if writer.error_number != self._errors_seen:
+            self._raise_error()
+        return len(data)
+
+    async def append(self, record: bytes | memoryview) -> int:
+        """Record append: the offset at which the record is, whole, on all replicas."""
+        self._check_writable()
+        state = self._state
+        if state.busy:
+            await self.flush()
+        state.uncommitted = True
+        offset = await self._files.appender(state).append(record)
+        state.changed(offset + len(record), self._env.clock.wall_ns())
+        return offset
+
+    async def flush(self) -> None:
+        """All that was written is on all replicas, or an error says what is not."""
+        if self._state.writer is not None:
+            await self._state.writer.write_out()
+            self._raise_error()
+
+    async def fsync(self) -> None:
+        """`flush`, and on the disks of all replicas, and the length on the master's."""
+        if self._state.writer is not None:
+            await self._state.writer.sync()
+            self._raise_error()
+        if self._state.uncommitted:
+            await self._files.commit(self._state)
+
+    async def close(self) -> None:
+        """`flush` and let go. The handle is closed even when an error is raised."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            await self.flush()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._files.close(self._state, self._write)
+
+    def _check_writable(self) -> None:
+        if not self._write:
+            raise GfsError(Code.INVALID, "the file is open for reading only")
+
+    def _raise_error(self) -> None:
+        """An error of the background writes is told once to every handle that was open."""
+        writer = self._state.writer
+        if writer is not None and writer.error_number != self._errors_seen:
+            self._errors_seen = writer.error_number
+            assert writer.error is not None
+            raise writer.error

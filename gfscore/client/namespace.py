@@ -1,0 +1,409 @@
+"""Operations on names and attributes, answered from the cache where the cache is known to be right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gfscore.client.cache import NEGATIVE_LOOKUPS_BEFORE_LISTING, NamespaceCache
+from gfscore.client.chunks import Chunks
+from gfscore.client.files import Files
+from gfscore.client.reader import ChunkReader
+from gfscore.client.session import MasterSession
+from gfscore.client.types import (
+    Attr,
+    AttrChanges,
+    Entry,
+    FileSystemSpace,
+    FileType,
+    attr_from_wire,
+)
+from gfscore.env import Env
+from gfscore.errors import Code, GfsError
+from gfscore.ids import ROOT_INODE
+from gfscore.proto import gfs_pb2 as pb
+
+LIST_PAGE = 1000  # entries per call to the master
+_LISTING_PAGES_FOR_LOOKUPS = 4  # a directory larger than this is not listed only to answer look-ups
+
+
+class NamespaceOperations:
+    """The part of `Client` that works by inode and name. Names are bytes; times nanoseconds."""
+
+    def __init__(
+        self,
+        session: MasterSession,
+        cache: NamespaceCache,
+        chunks: Chunks,
+        files: Files,
+        reader: ChunkReader,
+        env: Env,
+    ) -> None:
+        self._session = session
+        self._cache = cache
+        self._chunks = chunks
+        self._files = files
+        self._reader = reader
+        self._env = env
+        self._large_directories: set[int] = set()
+
+    # ------------------------------------------------------------ looking
+
+    def lookup_cached(self, parent: int, name: bytes) -> Attr | None:
+        """What `lookup` would return, if that needs no call. Raises NOT_FOUND where that is known."""
+        inode = self._cache.find(parent, name)
+        if inode is None:
+            return None
+        if inode == 0:
+            raise GfsError(Code.NOT_FOUND, "no such file or directory")
+        attr = self._cache.attrs.get(inode)
+        if attr is None or (attr.length_pending and inode not in self._chunks.sole_writer):
+            return None
+        return self._files.merge(attr)
+
+    async def lookup(self, parent: int, name: bytes) -> Attr:
+        """Raises NOT_FOUND, NOT_DIRECTORY, NAME_TOO_LONG."""
+        attr = self.lookup_cached(parent, name)
+        if attr is not None:
+            return attr
+        inode = self._cache.find(parent, name)
+        if inode:
+            return await self.getattr(inode)
+        generation = self._cache.generation
+        try:
+            reply = await self._session.call("Lookup", pb.LookupRequest(parent=parent, name=name))
+        except GfsError as error:
+            if error.code is Code.NOT_FOUND:
+                await self._learn_from_miss(parent)
+            raise
+        found = await self._settle(reply, generation)
+        if generation == self._cache.generation:
+            self._cache.add_name(parent, name, found.inode)
+        return found
+
+    async def _learn_from_miss(self, parent: int) -> None:
+        """Whoever asks for several names that are not there is going to create them: list once, then know."""
+        directory = self._cache.directory(parent)
+        directory.misses += 1
+        if directory.misses < NEGATIVE_LOOKUPS_BEFORE_LISTING or parent in self._large_directories:
+            return
+        after = b""
+        for _ in range(_LISTING_PAGES_FOR_LOOKUPS):
+            entries, more = await self.list_page(parent, after, LIST_PAGE)
+            if not more:
+                return
+            after = entries[-1].name
+        self._large_directories.add(parent)
+
+    async def getattr(self, inode: int) -> Attr:
+        """Raises STALE_INODE. The length is what every append and close acknowledged so far amounts to."""
+        attr = self._cache.attrs.get(inode)
+        if attr is not None and (not attr.length_pending or inode in self._chunks.sole_writer):
+            return self._files.merge(attr)
+        generation = self._cache.generation
+        reply = await self._session.call("GetAttr", pb.InodeRequest(inode=inode))
+        return await self._settle(reply, generation)
+
+    async def _settle(self, reply: Any, generation: int) -> Attr:
+        """The attributes in an answer of the master, kept if they may be, with the true length."""
+        attr = attr_from_wire(reply.attr)
+        if attr.length_pending and attr.inode not in self._chunks.sole_writer:
+            attr.volatile = True
+            self._cache.attrs.pop(attr.inode, None)
+            if generation == self._cache.generation and reply.chunks:
+                self._chunks.keep_locations(attr.inode, reply.chunks)
+            await self._ask_length(attr, reply.chunks)
+            return self._files.merge(attr)
+        if generation != self._cache.generation:
+            attr.volatile = True
+        else:
+            self._cache.keep(attr)
+        return self._files.merge(attr)
+
+    async def _ask_length(self, attr: Attr, chunks: Any) -> None:
+        chunk_bytes = self._files.chunk_bytes
+        for location in chunks:
+            if not location.handle:
+                continue
+            try:
+                length, mtime_ns = await self._reader.length(location)
+            except GfsError:
+                continue  # a chunk that nobody wrote to yet; the master's length is what is known
+            attr.size = max(attr.size, location.index * chunk_bytes + length) if length else attr.size
+            attr.mtime_ns = max(attr.mtime_ns, mtime_ns)
+            attr.ctime_ns = max(attr.ctime_ns, mtime_ns)
+
+    async def list_page(self, inode: int, after: bytes, limit: int) -> tuple[list[Entry], bool]:
+        """Entries behind the name `after` in byte order, and whether there are more."""
+        directory = self._cache.directories.get(inode)
+        if directory is not None and directory.complete and not after:
+            entries = self._cached_listing(inode)
+            if entries is not None:
+                return entries, False
+        generation = self._cache.generation
+        reply = await self._session.call("List", pb.ListRequest(inode=inode, after=after, limit=limit))
+        entries = []
+        keep = generation == self._cache.generation
+        directory = self._cache.directory(inode)
+        if not after:
+            directory.names.clear()
+        for entry in reply.entries:
+            attr = attr_from_wire(entry.attr)
+            number = attr.inode
+            pending = attr.length_pending and number not in self._chunks.sole_writer
+            if keep:
+                directory.names[entry.name] = number
+                self._cache.listed_in[number] = inode
+                if not pending:
+                    self._cache.keep(attr)
+            attr = self._files.merge(attr)
+            if pending or not keep:
+                attr.volatile = True
+            entries.append(Entry(entry.name, attr))
+        if keep and not reply.more:
+            directory.complete = True
+        return entries, reply.more
+
+    def _cached_listing(self, inode: int) -> list[Entry] | None:
+        entries = []
+        attrs, sole = self._cache.attrs, self._chunks.sole_writer
+        for name, number in self._cache.directories[inode].names.items():
+            attr = attrs.get(number)
+            if attr is None or (attr.length_pending and number not in sole):
+                return None
+            entries.append(Entry(name, self._files.merge(attr)))
+        entries.sort(key=lambda entry: entry.name)
+        return entries
+
+    async def resolve(self, path: bytes) -> Attr:
+        """The attributes of an absolute path inside the file system; symlinks are not followed."""
+        attr = await self.getattr(ROOT_INODE)
+        for name in path.split(b"/"):
+            if name:
+                if attr.type != FileType.DIRECTORY:
+                    raise GfsError(Code.NOT_DIRECTORY, f"{path!r}: a part of the path is not a directory")
+                attr = await self.lookup(attr.inode, name)
+        return attr
+
+    async def readlink(self, inode: int) -> bytes:
+        return bytes((await self._session.call("Readlink", pb.InodeRequest(inode=inode))).target)
+
+    # ------------------------------------------------------------ creating and removing
+
+    def _keep_directory(self, attr: pb.Attr, inode: int) -> None:
+        """A directory as a change of ours left it; without it, what is cached of it is not right any more."""
+        if attr.inode:
+            self._cache.keep(attr_from_wire(attr))
+        else:
+            self._cache.attrs.pop(inode, None)
+
+    async def _create(
+        self,
+        parent: int,
+        name: bytes,
+        kind: int,
+        mode: int,
+        uid: int,
+        gid: int,
+        *,
+        rdev: int = 0,
+        target: bytes = b"",
+        with_chunk: bool = False,
+        exclusive: bool = True,
+    ) -> tuple[Any, Attr]:
+        request = pb.CreateRequest(
+            caller=pb.Caller(uid=uid, gid=gid),
+            parent=parent,
+            name=name,
+            type=kind,  # type: ignore[arg-type]
+            mode=mode,
+            rdev=rdev,
+            target=target,
+            with_chunk=with_chunk,
+            exclusive=exclusive,
+        )
+        generation = self._cache.generation
+        reply = await self._session.change("Create", request)
+        if reply.existed:
+            attr = await self._settle(reply, generation)
+        else:
+            attr = attr_from_wire(reply.attr)
+            self._cache.keep(attr)
+            if kind == FileType.DIRECTORY:
+                self._cache.directory(attr.inode).complete = True
+        if generation == self._cache.generation:
+            self._keep_directory(reply.parent, parent)
+            self._cache.add_name(parent, name, attr.inode)
+            self._cache.listed_in[attr.inode] = parent
+        return reply, attr
+
+    async def create(
+        self,
+        parent: int,
+        name: bytes,
+        type: int,
+        mode: int,
+        uid: int,
+        gid: int,
+        *,
+        rdev: int = 0,
+        target: bytes = b"",
+    ) -> Attr:
+        """A directory, symlink, FIFO, socket, device node or an empty file. Raises EXISTS and what lookup raises."""
+        _, attr = await self._create(parent, name, type, mode, uid, gid, rdev=rdev, target=target)
+        return attr
+
+    async def unlink(self, parent: int, name: bytes) -> None:
+        """A file that is open here stays usable until its last handle is closed."""
+        await self._remove(parent, name, directory=False)
+
+    async def rmdir(self, parent: int, name: bytes) -> None:
+        await self._remove(parent, name, directory=True)
+
+    async def _remove(self, parent: int, name: bytes, directory: bool) -> None:
+        inode = self._cache.find(parent, name) or 0
+        if not inode and not directory:
+            inode = (await self.lookup(parent, name)).inode
+        hold = not directory and self._files.is_open(inode)
+        request = pb.UnlinkRequest(parent=parent, name=name, directory=directory, hold=hold)
+        reply = await self._session.change("Unlink", request)
+        self._cache.remove_name(parent, name)
+        self._keep_directory(reply.parent, parent)
+        self._removed(reply.inode, reply.attr, hold)
+
+    def _removed(self, inode: int, left: pb.Attr, hold: bool) -> None:
+        """`inode` lost a name; `left` is what it is now, if it has others."""
+        if left.inode:
+            self._cache.keep(attr_from_wire(left))
+        elif hold:
+            self._session.held.add(inode)
+            attr = self._cache.attrs.get(inode)
+            if attr is not None:
+                attr.nlink = 0
+        else:
+            self._files.forget(inode)
+
+    async def rename(
+        self,
+        parent: int,
+        name: bytes,
+        new_parent: int,
+        new_name: bytes,
+        *,
+        no_replace: bool = False,
+        exchange: bool = False,
+    ) -> None:
+        replaced = self._cache.find(new_parent, new_name) or 0
+        hold = bool(replaced) and not exchange and self._files.is_open(replaced)
+        request = pb.RenameRequest(
+            parent=parent,
+            name=name,
+            new_parent=new_parent,
+            new_name=new_name,
+            no_replace=no_replace,
+            exchange=exchange,
+            hold_replaced=hold,
+        )
+        reply = await self._session.change("Rename", request)
+        moved = self._cache.find(parent, name) or reply.attr.inode
+        self._cache.remove_name(parent, name)
+        self._cache.remove_name(new_parent, new_name)
+        self._keep_directory(reply.parent, parent)
+        self._keep_directory(reply.new_parent, new_parent)
+        self._cache.attrs.pop(moved, None)
+        if reply.attr.inode:
+            self._cache.keep(attr_from_wire(reply.attr))
+            self._cache.add_name(new_parent, new_name, reply.attr.inode)
+        else:
+            self._forget_names(new_parent)
+        if exchange:
+            self._cache.attrs.pop(replaced, None)
+            if replaced:
+                self._cache.add_name(parent, name, replaced)
+            else:
+                self._forget_names(parent)
+        elif replaced and replaced != moved:
+            self._removed(replaced, reply.replaced, hold)
+
+    def _forget_names(self, inode: int) -> None:
+        directory = self._cache.directories.get(inode)
+        if directory is not None:
+            directory.complete = False
+
+    async def link(self, inode: int, new_parent: int, new_name: bytes) -> Attr:
+        request = pb.LinkRequest(inode=inode, new_parent=new_parent, new_name=new_name)
+        generation = self._cache.generation
+        reply = await self._session.change("Link", request)
+        attr = await self._settle(reply, generation)
+        self._keep_directory(reply.parent, new_parent)
+        self._cache.add_name(new_parent, new_name, attr.inode)
+        return attr
+
+    async def snapshot(self, source: int, new_parent: int, new_name: bytes) -> Attr:
+        """An instant copy of a file or a tree [00113]; chunks are shared until one side is written."""
+        await self._write_out_all()
+        request = pb.SnapshotRequest(source=source, new_parent=new_parent, new_name=new_name)
+        generation = self._cache.generation
+        reply = await self._session.change("Snapshot", request)
+        self._chunks.clear()  # the leases are revoked, and what was ours alone may be shared now
+        self._files.forget_grants()
+        attr = await self._settle(reply, generation)
+        self._keep_directory(reply.parent, new_parent)
+        self._cache.add_name(new_parent, new_name, attr.inode)
+        return attr
+
+    async def _write_out_all(self) -> None:
+        """What this client wrote before the snapshot is in it."""
+        await self._files.write_out_all()
+
+    # ------------------------------------------------------------ attributes
+
+    async def setattr(self, inode: int, changes: AttrChanges, *, has_handle: bool = False) -> Attr:
+        request = pb.SetAttrRequest(inode=inode, has_handle=has_handle)
+        for name in ("mode", "uid", "gid", "size", "atime_ns", "mtime_ns", "ctime_ns"):
+            value = getattr(changes, name)
+            if value is not None:
+                setattr(request, name, value)
+        request.atime_now = changes.atime_now
+        request.mtime_now = changes.mtime_now
+        state = self._files.get(inode)
+        if state is not None and state.uncommitted:
+            await self._files.prepare_setattr(state, changes.size, changes.mtime_ns is not None or changes.mtime_now)
+        generation = self._cache.generation
+        reply = await self._session.change("SetAttr", request)
+        if changes.size is not None:
+            self._chunks.forget(inode)
+            if state is not None and state.appender is not None:
+                state.appender.forget_grant()
+        return await self._settle(reply, generation)
+
+    async def getxattr(self, inode: int, name: bytes) -> bytes:
+        """Raises NO_ATTRIBUTE."""
+        return bytes((await self._session.call("GetXattr", pb.XattrRequest(inode=inode, name=name))).value)
+
+    async def setxattr(
+        self, inode: int, name: bytes, value: bytes, *, create: bool = False, replace: bool = False
+    ) -> None:
+        request = pb.XattrRequest(inode=inode, name=name, value=value, create=create, replace=replace)
+        await self._session.change("SetXattr", request)
+
+    async def listxattr(self, inode: int) -> list[bytes]:
+        return list((await self._session.call("ListXattr", pb.XattrRequest(inode=inode))).names)
+
+    async def removexattr(self, inode: int, name: bytes) -> None:
+        await self._session.change("RemoveXattr", pb.XattrRequest(inode=inode, name=name))
+
+    async def get_policy(self, inode: int) -> dict[str, str]:
+        return dict((await self._session.call("Policy", pb.PolicyRequest(inode=inode))).values)
+
+    async def set_policy(self, inode: int, values: dict[str, str]) -> dict[str, str]:
+        """replication, trash_seconds, append_pad, append_sync. Raises INVALID with what would be right."""
+        reply = await self._session.change("Policy", pb.PolicyRequest(inode=inode, values=values))
+        self._chunks.forget_grants(inode)  # grants carry the pad byte and sync
+        state = self._files.get(inode)
+        if state is not None and state.appender is not None:
+            state.appender.forget_grant()
+        return dict(reply.values)
+
+    async def statfs(self) -> FileSystemSpace:
+        reply = await self._session.call("Statfs", pb.Empty())
+        return FileSystemSpace(reply.total_bytes, reply.free_bytes, reply.files + reply.directories)

@@ -1,0 +1,76 @@
+"""Reads a range of one chunk from the closest replica, falling over to the others [0087]-[0091]."""
+
+from __future__ import annotations
+
+import trio
+
+from gfscore.checksum import crc32c
+from gfscore.client.chunks import Chunks
+from gfscore.client.chunkservers import Chunkservers
+from gfscore.client.deadline import pause_seconds
+from gfscore.client.options import ClientOptions
+from gfscore.env import Env
+from gfscore.errors import Code, GfsError
+from gfscore.ids import PIECE_BYTES
+from gfscore.proto import gfs_pb2 as pb
+
+_BULK_BYTES = 128 * 1024  # larger reads take the bulk lane
+
+
+class ChunkReader:
+    def __init__(self, chunks: Chunks, servers: Chunkservers, env: Env, options: ClientOptions) -> None:
+        self._chunks = chunks
+        self._servers = servers
+        self._env = env
+        self._options = options
+
+    async def read(self, inode: int, index: int, offset: int, size: int) -> memoryview:
+        """Up to `size` (at most 1 MiB) bytes at `offset` of the chunk; fewer, or none, where it ends or is a hole.
+
+        Raises GfsError(IO) when no replica has the bytes within the client's timeout.
+        """
+        assert size <= PIECE_BYTES
+        attempt = 0
+        reason: GfsError | None = None
+        with trio.move_on_after(self._options.timeout_seconds):
+            while True:
+                location = await self._chunks.locate(inode, index)
+                if location is None:
+                    return memoryview(b"")
+                for server in self._servers.nearest_first(location.replicas, location.handle):
+                    try:
+                        return await self._read_replica(server, location, offset, size)
+                    except GfsError as error:
+                        reason = error
+                self._chunks.forget_chunk(inode, index)
+                attempt += 1
+                await self._env.clock.sleep(pause_seconds(attempt, self._env.random))
+        raise GfsError(
+            Code.IO, f"no replica of chunk {index} of inode {inode} can be read: {reason or 'none is known'}"
+        )
+
+    async def _read_replica(self, server: pb.Server, location: pb.ChunkLocation, offset: int, size: int) -> memoryview:
+        request = pb.ReadRequest(handle=location.handle, version=location.version, offset=offset, length=size)
+        lane = "bulk" if size > _BULK_BYTES else "small"
+        reply, payload = await self._servers.call(lane, server, "Read", request)
+        if reply.checksum and crc32c(payload) != reply.checksum:
+            raise GfsError(Code.CHECKSUM_MISMATCH, f"{server.id} sent bytes that do not match their checksum")
+        return payload
+
+    async def length(self, location: pb.ChunkLocation) -> tuple[int, int]:
+        """(length, time of the last change in ns or 0) of a chunk, from its primary, else from the longest replica."""
+        request = pb.LengthRequest(handle=location.handle, version=location.version)
+        servers = sorted(location.replicas, key=lambda server: server.id != location.primary)
+        best: tuple[int, int] | None = None
+        for server in servers:
+            try:
+                reply, _ = await self._servers.call("small", server, "Length", request)
+            except GfsError:
+                continue
+            if server.id == location.primary:
+                return reply.length, reply.mtime_ns
+            if best is None or reply.length > best[0]:
+                best = (reply.length, reply.mtime_ns)
+        if best is None:
+            raise GfsError(Code.UNREACHABLE, f"no replica of chunk {location.handle:x} answers")
+        return best

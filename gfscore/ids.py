@@ -1,0 +1,26 @@
+"""The names of things, as types, and the constants every room shares. No logic."""
+
+from __future__ import annotations
+
+from typing import NewType
+
+Inode = NewType("Inode", int)
+ChunkHandle = NewType("ChunkHandle", int)  # 64 bits, a logical time, never used twice [0046]
+ChunkVersion = NewType("ChunkVersion", int)
+SerialNumber = NewType("SerialNumber", int)  # order of mutations within one chunk version [0101]
+ClientId = NewType("ClientId", int)
+ServerId = NewType("ServerId", str)
+Epoch = NewType("Epoch", int)  # one session of a chunkserver with the master
+LogSequenceNumber = NewType("LogSequenceNumber", int)
+
+ROOT_INODE = Inode(1)
+NAME_BYTES_MAX = 255
+XATTR_BYTES_MAX = 65536
+SYMLINK_BYTES_MAX = 4095
+BLOCK_BYTES = 64 * 1024  # the unit of checksums [0126]
+CHUNK_BYTES_DEFAULT = 64 * 1024 * 1024
+CHUNK_BYTES_MIN = 1024 * 1024
+CHUNK_BYTES_MAX = 1024 * 1024 * 1024
+APPEND_FRACTION = 4  # a record is at most 1/4 of a chunk [0106]
+PIECE_BYTES = 1024 * 1024  # what one push or one read moves at most
+PROTOCOL_VERSION = 1

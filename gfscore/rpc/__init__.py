@@ -1,0 +1,1 @@
+"""How calls travel: gRPC for control, framed TCP streams for data and sessions, memory for the twin."""

@@ -1,0 +1,516 @@
+"""Calls in both directions over one byte stream: many in flight, replies in any order.
+
+One task at a time reads; whoever has read a request serves it and leaves the reading to another; whoever sends takes
+the send lock. A payload of up to 64 KiB is read before its handler starts; a larger one is handed to the handler as it
+arrives (a push is forwarded while it is received, [00100]) and the connection reads on when the handler has taken it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import outcome
+import trio
+from google.protobuf.message import DecodeError
+
+from gfscore.checksum import Buffer
+from gfscore.errors import Code, GfsError, code_from_wire
+from gfscore.proto import gfs_pb2 as pb
+from gfscore.rpc import frame
+from gfscore.rpc.bytestream import ByteStream
+from gfscore.rpc.methods import BY_NUMBER, Method, method_named
+from gfscore.rpc.transport import Handler, Service
+
+log = logging.getLogger(__name__)
+
+PREFETCHED_PAYLOAD_BYTES = 64 * 1024
+CALLS_MAX = 1024  # of one peer at once; then nothing more is read from it
+_BUFFER_BYTES = 256 * 1024
+_EMPTY = memoryview(b"")
+_ZEROS = memoryview(bytes(64 * 1024))
+
+
+class _Waiter:
+    """A call whose reply is awaited: by `task`, or, when the reply was faster than that, kept in `early`."""
+
+    __slots__ = ("early", "into", "method", "receiving", "task")
+
+    def __init__(self, method: Method, into: memoryview | None) -> None:
+        self.method = method
+        self.task: trio.lowlevel.Task | None = None
+        self.early: outcome.Outcome[tuple[Any, memoryview]] | None = None
+        self.into = into
+        self.receiving = False
+
+
+class _Received:
+    """A payload that is already here."""
+
+    __slots__ = ("_position", "_view", "size")
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+        self._position = 0
+        self.size = len(view)
+
+    async def read_into(self, view: memoryview) -> int:
+        count = min(len(view), self.size - self._position)
+        view[:count] = self._view[self._position : self._position + count]
+        self._position += count
+        return count
+
+    async def read_all(self) -> Buffer:
+        return self._view
+
+
+class _Arriving:
+    """A payload that is still coming; the connection's reader is parked until it is taken or dropped."""
+
+    __slots__ = ("_connection", "_left", "done", "size")
+
+    def __init__(self, connection: StreamConnection, size: int) -> None:
+        self._connection = connection
+        self._left = size
+        self.size = size
+        self.done = trio.Event()
+
+    async def read_into(self, view: memoryview) -> int:
+        if not self._left:
+            return 0
+        count = await self._connection.receive_some(view[: min(len(view), self._left)])
+        self._left -= count
+        if not self._left:
+            self.done.set()
+        return count
+
+    async def read_all(self) -> Buffer:
+        view = memoryview(bytearray(self._left))
+        position = 0
+        while position < len(view):
+            position += await self.read_into(view[position:])
+        return view
+
+    async def drop(self) -> None:
+        scratch = memoryview(bytearray(min(self._left, 64 * 1024)))
+        while self._left:
+            await self.read_into(scratch)
+        self.done.set()
+
+
+_NO_PAYLOAD = _Received(_EMPTY)
+
+
+class _Context:
+    """One call being answered. See `transport.CallContext`."""
+
+    __slots__ = ("_connection", "parts", "payload", "release")
+
+    def __init__(self, connection: StreamConnection, payload: _Received | _Arriving) -> None:
+        self._connection = connection
+        self.payload = payload
+        self.parts: tuple[Buffer, ...] = ()
+        self.release: Callable[[], None] | None = None
+
+    @property
+    def peer(self) -> str:
+        return self._connection.peer
+
+    @property
+    def session(self) -> StreamConnection:
+        return self._connection
+
+    def reply_payload(self, *parts: Buffer) -> None:
+        self.parts = parts
+
+    def on_sent(self, release: Callable[[], None]) -> None:
+        self.release = release
+
+
+class _Call:
+    """A request that came in."""
+
+    __slots__ = ("call_id", "context", "handler", "method", "request")
+
+    def __init__(self, method: Method, call_id: int, handler: Handler, request: Any, context: _Context) -> None:
+        self.method = method
+        self.call_id = call_id
+        self.handler = handler
+        self.request = request
+        self.context = context
+
+
+class StreamConnection:
+    """Both ends of a framed stream; a `Channel` for calls to `service` of the peer."""
+
+    def __init__(self, stream: ByteStream, service: str, services: Mapping[str, Service]) -> None:
+        self.peer = stream.peer
+        self.service = service
+        self.attachments: dict[str, Any] = {}  # what a server remembers about this peer, e.g. its session
+        self._stream = stream
+        self._handlers: dict[int, Handler] = {
+            method_named(name, method).number: handler
+            for name, table in services.items()
+            for method, handler in table.items()
+        }
+        self._waiters: dict[int, _Waiter] = {}
+        self._next_id = 0
+        self._send_lock = trio.Lock()
+        self._buffer = bytearray(_BUFFER_BYTES)
+        self._view = memoryview(self._buffer)
+        self._start = 0  # unread bytes are _view[_start:_end]
+        self._end = 0
+        self._closed = trio.Event()
+        self._serving = 0  # calls of the peer that are not answered yet
+        self._fewer_calls = trio.Event()
+
+    # ------------------------------------------------------------ calling
+
+    async def call(
+        self, method: str, request: Any, *payload: Buffer, timeout: float, reply_into: memoryview | None = None
+    ) -> tuple[Any, memoryview]:
+        """See `transport.Channel.call`."""
+        entry = method_named(self.service, method)
+        with trio.move_on_after(timeout):
+            call_id = self._new_id()
+            header = request.SerializeToString()
+            size = sum(map(len, payload))
+            waiter = self._expect(call_id, entry, reply_into)
+            try:
+                prefix = frame.pack_prefix(frame.REQUEST, entry.number, call_id, len(header), size)
+                await self._send([prefix + header, *payload])
+                return await self._wait_reply(call_id, waiter)
+            finally:
+                self._forget(call_id, waiter)
+        raise GfsError(Code.UNREACHABLE, f"{self.peer} did not answer {method} within {timeout:g} s")
+
+    @asynccontextmanager
+    async def call_streaming(
+        self, method: str, request: Any, size: int, timeout: float
+    ) -> AsyncIterator[StreamingCall]:
+        """A call whose `size` bytes of payload are sent piece by piece: `send(view)` … then `result()`.
+
+        Leaving the context early sends zeros for what is missing, so that the stream stays in step; the checksums
+        in the request make the receiver discard it.
+        """
+        entry = method_named(self.service, method)
+        call_id = self._new_id()
+        header = request.SerializeToString()
+        with trio.move_on_after(timeout) as scope:
+            if self._closed.is_set():
+                raise self._gone()
+            await self._take_turn()
+            streaming = StreamingCall(self, call_id, entry, size)
+            try:
+                prefix = frame.pack_prefix(frame.REQUEST, entry.number, call_id, len(header), size)
+                await self._send_locked([prefix + header])
+                yield streaming
+            finally:
+                if streaming.left and not self._closed.is_set():
+                    with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+                        while streaming.left:
+                            await streaming.send(_ZEROS[: min(streaming.left, len(_ZEROS))])
+                    if streaming.left:
+                        self.close()
+                streaming.unlock()
+                self._forget(call_id, streaming.waiter)
+        if scope.cancelled_caught:
+            raise GfsError(Code.UNREACHABLE, f"{self.peer} did not take {method} within {timeout:g} s")
+
+    @property
+    def closed(self) -> bool:
+        return self._closed.is_set()
+
+    async def wait_closed(self) -> None:
+        await self._closed.wait()
+
+    async def aclose(self) -> None:
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """Calls in flight fail with UNREACHABLE."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        self._stream.close()
+        waiters, self._waiters = self._waiters, {}
+        for waiter in waiters.values():
+            if waiter.task is not None:
+                trio.lowlevel.reschedule(waiter.task, outcome.Error(self._gone()))
+                waiter.task = None
+
+    def _gone(self) -> GfsError:
+        return GfsError(Code.UNREACHABLE, f"the connection to {self.peer} is gone")
+
+    def _new_id(self) -> int:
+        self._next_id = (self._next_id + 1) & 0xFFFFFFFF
+        return self._next_id
+
+    def _expect(self, call_id: int, entry: Method, into: memoryview | None) -> _Waiter:
+        if self._closed.is_set():
+            raise self._gone()
+        waiter = _Waiter(entry, into)
+        self._waiters[call_id] = waiter
+        return waiter
+
+    async def _wait_reply(self, call_id: int, waiter: _Waiter) -> tuple[Any, memoryview]:
+        if waiter.early is not None:
+            return waiter.early.unwrap()
+        if self._waiters.get(call_id) is not waiter:
+            raise self._gone()
+        waiter.task = trio.lowlevel.current_task()
+
+        def abort(_: Any) -> trio.lowlevel.Abort:
+            waiter.task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        result: tuple[Any, memoryview] = await trio.lowlevel.wait_task_rescheduled(abort)
+        return result
+
+    def _forget(self, call_id: int, waiter: _Waiter) -> None:
+        self._waiters.pop(call_id, None)
+        if waiter.receiving:
+            # The caller gave up while its buffer was being filled: it must not be written to any more.
+            self.close()
+
+    @staticmethod
+    def _wake(waiter: _Waiter, result: outcome.Outcome[Any]) -> None:
+        if waiter.task is not None:
+            trio.lowlevel.reschedule(waiter.task, result)
+            waiter.task = None
+        else:
+            waiter.early = result
+
+    # ------------------------------------------------------------ sending
+
+    async def _take_turn(self) -> None:
+        try:
+            self._send_lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._send_lock.acquire()
+
+    async def _send(self, parts: list[Buffer]) -> None:
+        await self._take_turn()
+        try:
+            await self._send_locked(parts)
+        finally:
+            self._send_lock.release()
+
+    async def _send_locked(self, parts: list[Buffer]) -> None:
+        complete = False
+        try:
+            await self._stream.send(parts)
+            complete = True
+        except (OSError, trio.ClosedResourceError) as error:
+            raise GfsError(Code.UNREACHABLE, f"the connection to {self.peer} broke: {error}") from error
+        finally:
+            if not complete:
+                self.close()  # half a frame may be out: the stream is out of step
+
+    # ------------------------------------------------------------ receiving
+
+    async def run(self) -> None:
+        """Read and dispatch until the connection ends. Never raises for what the peer does."""
+        try:
+            # What the peer asked for is finished even when it goes: a client that dies leaves nothing half-applied.
+            async with trio.open_nursery() as nursery:
+                await self._read_on(nursery, None)
+        finally:
+            self.close()
+
+    async def _read_on(self, nursery: trio.Nursery, after: trio.Event | None) -> None:
+        """Read until a request comes; then another task reads on, and this one serves it without a hop.
+
+        So handlers also begin in the order in which their requests arrived, though trio starts tasks in random order.
+        """
+        try:
+            if after is not None:
+                await after.wait()
+            call = None
+            while call is None and not self._closed.is_set():
+                call = await self._read_frame()
+        except (EOFError, OSError, trio.ClosedResourceError):
+            self.close()
+            return
+        except (GfsError, DecodeError) as error:
+            log.warning("event=bad_message peer=%s error=%r", self.peer, str(error))
+            self.close()
+            return
+        if call is not None:
+            nursery.start_soon(self._read_on, nursery, self._room(call))
+            await self._serve(call)
+
+    def _room(self, call: _Call) -> trio.Event | None:
+        """What the reader has to wait for: a payload that the handler takes itself, or the end of older calls."""
+        payload = call.context.payload
+        if isinstance(payload, _Arriving):
+            return payload.done
+        if self._serving < CALLS_MAX:
+            return None
+        if self._fewer_calls.is_set():
+            self._fewer_calls = trio.Event()
+        return self._fewer_calls
+
+    async def receive_some(self, view: memoryview) -> int:
+        """Some of the bytes that come next, from the buffer first."""
+        if self._start < self._end:
+            count = min(len(view), self._end - self._start)
+            view[:count] = self._view[self._start : self._start + count]
+            self._start += count
+            return count
+        try:
+            count = await self._stream.receive_into(view)
+        except (OSError, trio.ClosedResourceError) as error:
+            self.close()
+            raise GfsError(Code.UNREACHABLE, f"the connection to {self.peer} broke: {error}") from error
+        if count == 0:
+            self.close()
+            raise GfsError(Code.UNREACHABLE, f"{self.peer} closed the connection")
+        return count
+
+    async def _fill(self, size: int) -> None:
+        """Have at least `size` unread bytes in the buffer (size is at most the buffer's)."""
+        if self._start == self._end:
+            self._start = self._end = 0
+        if self._start + size > len(self._view):
+            unread = self._end - self._start
+            self._buffer[:unread] = self._buffer[self._start : self._end]
+            self._start, self._end = 0, unread
+        while self._end - self._start < size:
+            count = await self._stream.receive_into(self._view[self._end :])
+            if count == 0:
+                raise EOFError
+            self._end += count
+
+    async def _receive_exactly(self, view: memoryview) -> None:
+        position = 0
+        while position < len(view):
+            position += await self.receive_some(view[position:])
+
+    async def _take(self, size: int) -> memoryview:
+        """`size` bytes of their own."""
+        if not size:
+            return _EMPTY
+        view = memoryview(bytearray(size))
+        await self._receive_exactly(view)
+        return view
+
+    async def _read_frame(self) -> _Call | None:
+        """The next frame: a call to serve, or None for a reply, which is delivered."""
+        await self._fill(frame.PREFIX_BYTES)
+        kind, number, call_id, header_bytes, payload_bytes = frame.unpack_prefix(self._view, self._start)
+        self._start += frame.PREFIX_BYTES
+        if header_bytes <= len(self._view):
+            if self._end - self._start < header_bytes:
+                await self._fill(header_bytes)
+            header = self._view[self._start : self._start + header_bytes]
+            self._start += header_bytes
+        else:
+            header = await self._take(header_bytes)
+        if kind != frame.REQUEST:
+            await self._read_reply(kind, call_id, header, payload_bytes)
+            return None
+        handler = self._handlers.get(number)
+        if handler is None:
+            raise GfsError(Code.BAD_MESSAGE, f"no method number {number} is served here")
+        method = BY_NUMBER[number]
+        request = method.request.FromString(header)
+        payload: _Received | _Arriving = _NO_PAYLOAD
+        if payload_bytes > PREFETCHED_PAYLOAD_BYTES:
+            payload = _Arriving(self, payload_bytes)
+        elif payload_bytes:
+            payload = _Received(await self._take(payload_bytes))
+        return _Call(method, call_id, handler, request, _Context(self, payload))
+
+    async def _serve(self, call: _Call) -> None:
+        context = call.context
+        payload = context.payload
+        self._serving += 1
+        try:
+            kind = frame.REPLY
+            try:
+                reply = call.handler(call.request, context)
+                if inspect.isawaitable(reply):
+                    reply = await reply
+                parts = context.parts
+            except Exception as error:
+                kind, reply, parts = frame.ERROR, self._error_reply(call.method, error), ()
+            if isinstance(payload, _Arriving) and not payload.done.is_set():
+                await payload.drop()
+            header = reply.SerializeToString()
+            prefix = frame.pack_prefix(kind, call.method.number, call.call_id, len(header), sum(map(len, parts)))
+            await self._send([prefix + header, *parts])
+        except GfsError as error:
+            log.debug("event=reply_lost method=%s peer=%s error=%r", call.method.name, self.peer, str(error))
+        finally:
+            self._serving -= 1
+            self._fewer_calls.set()
+            if isinstance(payload, _Arriving):
+                payload.done.set()
+            if context.release is not None:
+                context.release()
+
+    def _error_reply(self, method: Method, error: Exception) -> pb.Error:
+        if isinstance(error, GfsError):
+            return pb.Error(code=error.code, message=error.message)
+        log.error("event=handler_failed method=%s peer=%s", method.name, self.peer, exc_info=error)
+        return pb.Error(code=Code.INTERNAL, message=f"{method.name} failed, see the log of the server")
+
+    async def _read_reply(self, kind: int, call_id: int, header: memoryview, payload_bytes: int) -> None:
+        waiter = self._waiters.get(call_id)
+        if waiter is None:  # the caller gave up
+            await _Arriving(self, payload_bytes).drop()
+            return
+        if kind == frame.ERROR:
+            error = pb.Error.FromString(bytes(header))
+            result: outcome.Outcome[Any] = outcome.Error(GfsError(code_from_wire(error.code), error.message))
+            await _Arriving(self, payload_bytes).drop()
+        else:
+            reply = waiter.method.reply.FromString(header)
+            payload = _EMPTY
+            if payload_bytes:
+                into = waiter.into
+                if into is None or len(into) < payload_bytes:
+                    into = memoryview(bytearray(payload_bytes))
+                payload = into[:payload_bytes]
+                waiter.receiving = True
+                await self._receive_exactly(payload)
+                waiter.receiving = False
+            result = outcome.Value((reply, payload))
+        if self._waiters.pop(call_id, None) is waiter:
+            self._wake(waiter, result)
+
+
+class StreamingCall:
+    """See `StreamConnection.call_streaming`."""
+
+    def __init__(self, connection: StreamConnection, call_id: int, method: Method, size: int) -> None:
+        self._connection = connection
+        self._call_id = call_id
+        self.waiter = connection._expect(call_id, method, None)
+        self._locked = True
+        self.left = size
+
+    async def send(self, view: Buffer) -> None:
+        """The next bytes of the payload."""
+        assert len(view) <= self.left, "more payload than announced"
+        await self._connection._send_locked([view])
+        self.left -= len(view)
+        if not self.left:
+            self.unlock()
+
+    async def result(self) -> Any:
+        """The reply, once all of the payload was sent."""
+        assert not self.left, "the payload is not complete"
+        reply, _ = await self._connection._wait_reply(self._call_id, self.waiter)
+        return reply
+
+    def unlock(self) -> None:
+        """Let others send. Repeating is fine."""
+        if self._locked:
+            self._locked = False
+            self._connection._send_lock.release()

@@ -1,0 +1,1 @@
+"""The processes of a cluster: thin shells around the pure cores."""

@@ -1,0 +1,78 @@
+"""The handlers that only look: `Read`, `Length`, `Blocks`. Nothing leaves that was not verified [00127]."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gfscore.checksum import crc32c
+from gfscore.errors import Code, GfsError
+from gfscore.ids import PIECE_BYTES
+from gfscore.proto import gfs_pb2 as pb
+from gfscore.replica.grants import check_primary
+from gfscore.replica.lease import LeaseState
+from gfscore.rpc.transport import CallContext
+
+if TYPE_CHECKING:
+    from gfscore.server.chunkserver.node import Node
+    from gfscore.server.chunkserver.replicas import Replica
+
+
+class Reads:
+    """Handlers of one server."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def read(self, request: pb.ReadRequest, context: CallContext) -> pb.ReadReply:
+        """Handler of `Read`. Raises GfsError: UNKNOWN_CHUNK, STALE_VERSION (rule 12), CHECKSUM_MISMATCH."""
+        replica = await self._find(request.handle, request.version)
+        if request.length > PIECE_BYTES:
+            raise GfsError(Code.MESSAGE_TOO_LARGE, f"at most {PIECE_BYTES} bytes are read at once")
+        chunk = replica.chunk
+        length = chunk.length
+        size = min(request.length, length - request.offset)
+        if size <= 0:
+            return pb.ReadReply(length=length)
+        try:
+            buffer = await self._node.io.run(chunk.read_pooled, request.offset, size)
+        except GfsError as error:
+            if error.code is Code.CHECKSUM_MISMATCH:
+                self._node.report_corrupt(replica, error)
+            raise
+        view = buffer.view
+        context.reply_payload(view)
+        context.on_sent(buffer.release)
+        return pb.ReadReply(length=length, checksum=crc32c(view))
+
+    async def length(self, request: pb.LengthRequest, context: CallContext) -> pb.LengthReply:
+        """Handler of `Length`. Raises GfsError(NOT_PRIMARY) when the primary is asked for and is not here."""
+        replica = await self._find(request.handle, request.version)
+        if request.primary:
+            node, primary = self._node, replica.primary
+            if primary is None or primary.lease.state not in (LeaseState.SERVING, LeaseState.RECONCILING):
+                raise GfsError(Code.NOT_PRIMARY, f"no lease on chunk {request.handle:016x} is held here")
+            check_primary(primary.lease.grant, node.server_id, node.session, node.env.clock.boottime())
+        return pb.LengthReply(
+            length=replica.chunk.length, version=replica.chunk.version, mtime_ns=replica.mtime_ns
+        )
+
+    async def blocks(self, request: pb.BlocksRequest, context: CallContext) -> pb.BlocksReply:
+        """Handler of `Blocks`: the checksums of the replica, for a reconciliation."""
+        replica = await self._find(request.handle, request.version)
+        await replica.take_lock()
+        try:
+            length, tail_checksum, table = await self._node.io.run(replica.chunk.block_checksums)
+            clients = replica.chunk.append_table_bytes()
+        finally:
+            replica.lock.release()
+        context.reply_payload(table)
+        return pb.BlocksReply(length=length, tail_checksum=tail_checksum, clients=clients)
+
+    async def _find(self, handle: int, version: int) -> Replica:
+        replicas = self._node.replicas
+        replica = replicas.loaded(handle) or await replicas.get(handle)
+        if replica.chunk.version != version:
+            raise GfsError(
+                Code.STALE_VERSION, f"chunk {handle:016x} has version {replica.chunk.version} here, not {version}"
+            )
+        return replica

@@ -1,0 +1,40 @@
+"""Calls into the chunk store, in a thread or right here, with one eye on a failed sync (rule 20)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from gfscore.env.interfaces import IoRunner
+from gfscore.errors import Code, GfsError
+from gfscore.storage.chunk_store import StoreFailed
+
+T = TypeVar("T")
+
+
+class StoreIo:
+    """`on_failed` is told when the disk did not confirm a sync: the process has to end. Callers see SHUTTING_DOWN."""
+
+    __slots__ = ("_on_failed", "_run_io")
+
+    def __init__(self, run_io: IoRunner, on_failed: Callable[[BaseException], None]) -> None:
+        self._run_io = run_io
+        self._on_failed = on_failed
+
+    async def run(self, function: Callable[..., T], /, *args: Any) -> T:
+        """In a thread. Raises GfsError."""
+        try:
+            return await self._run_io(function, *args)
+        except StoreFailed as error:
+            raise self._failed(error) from error
+
+    def now(self, function: Callable[..., T], /, *args: Any) -> T:
+        """On the event loop: only for what does not wait for the disk. Raises GfsError."""
+        try:
+            return function(*args)
+        except StoreFailed as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: StoreFailed) -> GfsError:
+        self._on_failed(error)
+        return GfsError(Code.SHUTTING_DOWN, f"this chunkserver ends: {error}")

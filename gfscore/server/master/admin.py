@@ -1,0 +1,188 @@
+"""What operators ask: FileInfo, Status, Statfs."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from gfscore.env import Env
+from gfscore.errors import Code, GfsError
+from gfscore.metadata.chunks import find_chunk, last_index, mapping_get, unpack_chunk
+from gfscore.metadata.inodes import load_file
+from gfscore.metadata.keys import unpack8
+from gfscore.metadata.policies import Policy, effective
+from gfscore.metadata.tables import CHUNKS
+from gfscore.metadata.transaction import CHUNK_COUNT, DIRECTORIES, FILES, counter
+from gfscore.proto import gfs_pb2 as pb
+from gfscore.rpc.transport import CallContext
+from gfscore.server.master.calls import Calls
+from gfscore.server.master.chunk_calls import ChunkCalls
+from gfscore.server.master.leases import LeaseBook
+from gfscore.server.master.servers import Servers, ServerState
+from gfscore.server.master.sessions import Sessions
+from gfscore.server.master.state import MasterState
+
+_PAGE_BYTES = 4096
+_COUNTED_AT_ONCE = 1000  # chunks, between two chances for other calls
+_HEALTH_SECONDS = 1.0  # a count of all chunks is good for so long
+_FILE_INFO_CHUNKS_MAX = 100_000
+
+
+class Admin:
+    def __init__(
+        self, state: MasterState, env: Env, calls: Calls, sessions: Sessions, servers: Servers, leases: LeaseBook,
+        chunk_calls: ChunkCalls, defaults: Policy, chunk_size: int,
+    ) -> None:  # fmt: skip
+        self.address = pb.Address()
+        self._state = state
+        self._env = env
+        self._calls = calls
+        self._sessions = sessions
+        self._servers = servers
+        self._leases = leases
+        self._chunk_calls = chunk_calls
+        self._defaults = defaults
+        self._chunk_size = chunk_size
+        self._started = env.clock.boottime()
+        self._health = (0, 0, 0, 0)
+        self._health_until = float("-inf")
+        self._counting = trio.Lock()
+
+    # ------------------------------------------------------------ Statfs
+
+    def statfs(self, request: pb.Empty, context: CallContext) -> pb.StatfsReply:
+        """Handler of `Statfs`: space for data, so what the disks have divided by the usual number of replicas."""
+        tables = self._state.tables
+        live = [server for server in self._servers.by_id.values() if not server.gone]
+        copies = max(1, min(self._defaults.replication, len(live)))
+        return pb.StatfsReply(
+            total_bytes=sum(server.total_bytes for server in live) // copies,
+            free_bytes=sum(server.free_bytes for server in live) // copies,
+            files=counter(tables, FILES),
+            directories=counter(tables, DIRECTORIES),
+        )
+
+    # ------------------------------------------------------------ Status
+
+    async def status(self, request: pb.Empty, context: CallContext) -> pb.StatusReply:
+        """Handler of `Status`."""
+        healthy, under, over, lost = await self._chunk_health()
+        tables = self._state.tables
+        now = self._env.clock.boottime()
+        reply = pb.StatusReply(
+            address=self.address,
+            cluster_id=self._state.cluster_id,
+            files=counter(tables, FILES),
+            directories=counter(tables, DIRECTORIES),
+            chunks=counter(tables, CHUNK_COUNT),
+            healthy=healthy,
+            under_replicated=under,
+            over_replicated=over,
+            lost=lost,
+            clients=len(self._sessions),
+            uptime_seconds=now - self._started,
+            log_sequence_number=self._state.applied,
+            resident_bytes=_resident_bytes(),
+            calls=self._calls.counts,
+        )
+        for server in sorted(self._servers.by_id.values(), key=lambda server: server.id):
+            reply.chunkservers.add(
+                server=server.message,
+                state=self._servers.state_of(server),
+                chunks=server.chunk_count,
+                used_bytes=server.used_bytes,
+                total_bytes=server.total_bytes,
+                heard_seconds_ago=max(0.0, now - server.heard),
+            )
+        return reply
+
+    async def _chunk_health(self) -> tuple[int, int, int, int]:
+        """(healthy, under-, over-replicated, lost) of all chunks, counted in slices; the state may change meanwhile."""
+        async with self._counting:
+            if self._env.clock.boottime() < self._health_until:
+                return self._health
+            healthy = under = over = lost = 0
+            start = b""
+            while True:
+                rows = list(islice(self._state.tables.range(CHUNKS, start, None), _COUNTED_AT_ONCE))
+                for key, raw in rows:
+                    servers = self._servers.replicas(unpack8(key))
+                    live = sum(not server.gone for server in servers)
+                    goal = unpack_chunk(raw).goal
+                    if live == goal:
+                        healthy += 1
+                    elif live > goal:
+                        over += 1
+                    elif servers or not self._servers.heard_all:
+                        under += 1
+                    else:
+                        lost += 1
+                if len(rows) < _COUNTED_AT_ONCE:
+                    break
+                start = rows[-1][0] + b"\0"
+                await trio.lowlevel.checkpoint()
+            self._health = (healthy, under, over, lost)
+            self._health_until = self._env.clock.boottime() + (_HEALTH_SECONDS if len(rows) and start else 0.0)
+            return self._health
+
+    # ------------------------------------------------------------ FileInfo
+
+    async def file_info(self, request: pb.InodeRequest, context: CallContext) -> pb.FileInfoReply:
+        """Handler of `FileInfo`: every replica of every chunk, as its server says it is."""
+        tables = self._state.tables
+        record = load_file(tables, request.inode)
+        count = last_index(tables, request.inode) + 1
+        if count > _FILE_INFO_CHUNKS_MAX:
+            raise GfsError(Code.NOT_SUPPORTED, f"{count} chunks are more than one answer can hold")
+        handles = mapping_get(tables, request.inode, 0, count)
+        await self._servers.wait_for(handles, 1.0)
+        by_server: dict[ServerState, list[int]] = {}
+        for handle in handles:
+            for server in self._all_replicas(handle) if handle else ():
+                by_server.setdefault(server, []).append(handle)
+        found = await self._chunk_calls.inspect({s: h for s, h in by_server.items() if not s.gone})
+        reply = pb.FileInfoReply(
+            length=record.size, replication=effective(tables, request.inode, self._defaults).replication
+        )
+        for index, handle in enumerate(handles):
+            chunk = reply.chunks.add(index=index, handle=handle)
+            if handle:
+                self._describe(chunk, handle, dict(found.get(handle, ())))
+                if record.length_pending and chunk.length:
+                    reply.length = max(reply.length, index * self._chunk_size + chunk.length)
+        return reply
+
+    def _all_replicas(self, handle: int) -> list[ServerState]:
+        """Good ones and stale ones."""
+        servers = self._servers.replicas(handle)
+        known = {server.id for server in servers}
+        stale = [self._servers.by_id.get(server_id) for server_id in self._servers.stale.get(handle, ())]
+        return servers + [server for server in stale if server is not None and server.id not in known]
+
+    def _describe(self, chunk: pb.FileInfoReply.Chunk, handle: int, items: dict[ServerState, Any]) -> None:
+        record = find_chunk(self._state.tables, handle)
+        if record is None:
+            return  # given up while the servers were asked
+        lease = self._leases.find(handle)
+        chunk.version = record.version
+        chunk.primary = lease.primary.id if lease is not None else ""
+        for server in self._all_replicas(handle):
+            item = items.get(server)
+            if item is None:
+                chunk.replicas.add(server=server.message, state="unreachable")
+                continue
+            if item.error == Code.UNKNOWN_CHUNK:
+                state = "missing"
+            elif item.error or item.version != record.version:
+                state = "stale"
+            else:
+                state = "good"
+                chunk.length = item.length if item.primary else max(chunk.length, item.length)
+            chunk.replicas.add(server=server.message, state=state, path=item.path)
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES

@@ -1,0 +1,57 @@
+"""The beginning of a client's session, its signs of life, and what its end leaves behind."""
+
+from __future__ import annotations
+
+import trio
+
+from gfscore.errors import Code, GfsError
+from gfscore.ids import PROTOCOL_VERSION
+from gfscore.proto import gfs_pb2 as pb
+from gfscore.rpc.transport import CallContext
+from gfscore.server.master.leases import LeaseBook
+from gfscore.server.master.lengths import Lengths
+from gfscore.server.master.removing import Removing
+from gfscore.server.master.sessions import Session, Sessions
+
+
+class Clients:
+    """`greeting` is what every Hello is answered with, apart from what is the client's own."""
+
+    def __init__(
+        self, sessions: Sessions, leases: LeaseBook, lengths: Lengths, removing: Removing, greeting: pb.HelloReply,
+        nursery: trio.Nursery,
+    ) -> None:  # fmt: skip
+        self.greeting = greeting
+        self._sessions = sessions
+        self._leases = leases
+        self._lengths = lengths
+        self._removing = removing
+        self._nursery = nursery
+        sessions.on_expired = self._expired
+
+    def hello(self, request: pb.HelloRequest, context: CallContext) -> pb.HelloReply:
+        """Handler of `Hello`. Raises WRONG_PROTOCOL."""
+        if request.protocol != PROTOCOL_VERSION:
+            raise GfsError(
+                Code.WRONG_PROTOCOL, f"protocol {request.protocol} is not {PROTOCOL_VERSION}: install the same version"
+            )
+        session, resumed = self._sessions.hello(request, context)
+        released = session.held.difference(request.held_inodes)
+        session.held = set(request.held_inodes)
+        if released:
+            self._removing.drop_orphans(list(released))
+        reply = pb.HelloReply()
+        reply.CopyFrom(self.greeting)
+        reply.client_id = session.client_id
+        reply.resumed = resumed
+        return reply
+
+    def ping(self, request: pb.Empty, context: CallContext) -> pb.Empty:
+        """Handler of `Ping`."""
+        return pb.Empty()
+
+    def _expired(self, session: Session) -> None:
+        abandoned = self._leases.writers.drop_client(session.client_id)
+        if abandoned:
+            self._nursery.start_soon(self._lengths.settle_abandoned, abandoned)
+        self._removing.drop_orphans(list(session.held))

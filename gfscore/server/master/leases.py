@@ -1,0 +1,91 @@
+"""The leases this master has granted, with what it needs to answer them again; and who writes which file [0079].
+
+Never persisted: a master that starts knows no lease, and a new grant fences an old one by its version. Book-keeping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from gfscore.metadata.leases import WriterTable
+from gfscore.proto import gfs_pb2 as pb
+from gfscore.server.master.servers import Replicas, ServerState
+
+
+class GrantedLease:
+    """`primary`, in this session of it, is primary of the chunk at `version`."""
+
+    __slots__ = (
+        "avoided", "broken", "fresh", "grant", "granted_at", "handle", "index", "inode", "primary", "replicas",
+        "version",
+    )  # fmt: skip
+
+    def __init__(
+        self, inode: int, index: int, handle: int, version: int, replicas: Replicas, grant: pb.Grant, *, fresh: bool,
+        granted_at: float, avoided: Collection[str] = (),
+    ) -> None:  # fmt: skip
+        self.inode = inode
+        self.index = index
+        self.handle = handle
+        self.version = version
+        self.replicas = replicas
+        self.primary: ServerState = replicas[0]
+        self.grant = grant
+        self.fresh = fresh  # granted with a new handle: no replica existed
+        self.granted_at = granted_at  # boottime of the last time it was given to somebody
+        self.avoided = frozenset(avoided)  # servers that a client complained of when it was granted, yet members
+        self.broken = False  # a replica failed: not to be answered again
+
+
+class LeaseBook:
+    """At most one lease per chunk; `writers` holds who may use the grants of a file."""
+
+    __slots__ = ("_by_handle", "_by_inode", "writers")
+
+    def __init__(self) -> None:
+        self._by_handle: dict[int, GrantedLease] = {}
+        self._by_inode: dict[int, dict[int, None]] = {}
+        self.writers = WriterTable()
+
+    def __len__(self) -> int:
+        return len(self._by_handle)
+
+    def add(self, lease: GrantedLease) -> None:
+        self._by_handle[lease.handle] = lease
+        self._by_inode.setdefault(lease.inode, {})[lease.handle] = None
+
+    def find(self, handle: int) -> GrantedLease | None:
+        """The lease on a chunk, dropped when the primary's session is over."""
+        lease = self._by_handle.get(handle)
+        if lease is not None and lease.primary.gone:
+            self.drop(handle)
+            return None
+        return lease
+
+    def of_inode(self, inode: int) -> list[GrantedLease]:
+        """The live leases of a file."""
+        found = [self.find(handle) for handle in list(self._by_inode.get(inode, ()))]
+        return [lease for lease in found if lease is not None]
+
+    def drop(self, handle: int) -> None:
+        lease = self._by_handle.pop(handle, None)
+        if lease is not None:
+            of_inode = self._by_inode[lease.inode]
+            del of_inode[handle]
+            if not of_inode:
+                del self._by_inode[lease.inode]
+
+    def drop_inode(self, inode: int) -> None:
+        """The file is gone."""
+        for handle in list(self._by_inode.get(inode, ())):
+            self.drop(handle)
+        self.writers.drop_inode(inode)
+
+    def sweep(self, before: float) -> None:
+        """Forget leases that were given out before `before` (boottime) and that nobody may use any more.
+
+        The primary of a chunk that was never written does not know of its lease and cannot give it back.
+        """
+        for lease in list(self._by_handle.values()):
+            if lease.primary.gone or (lease.granted_at < before and not self.writers.writers(lease.inode)):
+                self.drop(lease.handle)

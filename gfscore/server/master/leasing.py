@@ -1,0 +1,205 @@
+"""Granting leases: permission for a client to write or append to one chunk [0079]-[0081], [0092].
+
+Fresh chunks need no conversation with chunkservers (rule 13); a lease that exists is answered again; everything else
+raises the version on the replicas first. Locks: the file is read, the chunk written.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from gfscore.env import Env
+from gfscore.errors import Code, GfsError
+from gfscore.metadata.chunks import (
+    ChunkRecord,
+    add_fresh_chunk,
+    handle_at,
+    last_index,
+    load_chunk,
+    mark_pending,
+    replace_fresh_chunk,
+)
+from gfscore.metadata.inodes import InodeRecord, load_file
+from gfscore.metadata.locks import chunk_key, inode_key
+from gfscore.metadata.policies import Policy, effective
+from gfscore.metadata.transaction import Transaction
+from gfscore.proto import gfs_pb2 as pb
+from gfscore.rpc.transport import CallContext
+from gfscore.server.master.calls import Calls
+from gfscore.server.master.fencing import Fencing
+from gfscore.server.master.grants import GrantSigner
+from gfscore.server.master.leases import GrantedLease, LeaseBook
+from gfscore.server.master.locking import LEASES, Keys, Locks
+from gfscore.server.master.servers import Replicas, Servers, ServerState
+from gfscore.server.master.sessions import Item, Sessions
+from gfscore.server.master.state import MasterState
+
+log = logging.getLogger(__name__)
+
+
+class Leasing:
+    """The handler of `Lease`, and what `Create` needs of it."""
+
+    def __init__(
+        self, state: MasterState, env: Env, calls: Calls, locks: Locks, sessions: Sessions, servers: Servers,
+        leases: LeaseBook, fencing: Fencing, signer: GrantSigner, defaults: Policy, chunk_size: int,
+    ) -> None:  # fmt: skip
+        self._state = state
+        self._env = env
+        self._calls = calls
+        self._locks = locks
+        self._sessions = sessions
+        self._servers = servers
+        self._leases = leases
+        self._fencing = fencing
+        self._signer = signer
+        self._defaults = defaults
+        self._chunk_size = chunk_size
+
+    # ------------------------------------------------------------ fresh chunks, without an await
+
+    def place(self, t: Transaction, inode: int, avoid: list[str]) -> tuple[Policy, Replicas]:
+        """Where a new chunk of the file goes. Raises NO_SERVERS."""
+        policy = effective(t, inode, self._defaults)
+        return policy, self._servers.place(policy.replication, avoid)
+
+    def granted(
+        self, record: InodeRecord, index: int, handle: int, version: int, replicas: Replicas, policy: Policy,
+        *, fresh: bool, avoided: list[str] | tuple[str, ...] = (),
+    ) -> GrantedLease:  # fmt: skip
+        """Sign a lease and write it into the book. The state has the chunk already."""
+        floor = min(max(record.size - index * self._chunk_size, 0), self._chunk_size)
+        primary = replicas[0]
+        grant = self._signer.sign(
+            handle, version, primary.id, primary.epoch, [server.message for server in replicas], policy,
+            fresh=fresh, length_floor=floor,
+        )  # fmt: skip
+        lease = GrantedLease(
+            record.inode, index, handle, version, replicas, grant,
+            fresh=fresh, granted_at=self._env.clock.boottime(), avoided=avoided,
+        )  # fmt: skip
+        self._leases.add(lease)
+        return lease
+
+    # ------------------------------------------------------------ the call
+
+    async def lease(self, request: pb.LeaseRequest, context: CallContext) -> pb.LeaseReply:
+        """Handler of `Lease`. Raises NO_SERVERS, NOT_READY (no replica can be reached), STALE_INODE, IS_DIRECTORY."""
+        session = self._sessions.of_change(request.id, context)
+        client = session.client_id if session is not None else 0
+        if not client:
+            raise GfsError(Code.INVALID, "a lease is for a client with a session: say hello first")
+
+        def keys() -> Keys:
+            handle = handle_at(self._state.tables, request.inode, self._index(request))
+            return [LEASES, inode_key(request.inode)], [chunk_key(handle)] if handle else []
+
+        async with self._locks.hold(keys):
+            before = load_file(self._state.tables, request.inode)
+            index = self._index(request)
+            lease, chunks_changed = await self._find_or_grant(request, before, index)
+            lease.granted_at = self._env.clock.boottime()
+            if not load_file(self._state.tables, request.inode).length_pending:
+                tx = self._state.begin()
+                mark_pending(tx, request.inode)
+                self._state.commit(tx)
+            former = self._leases.writers.add(request.inode, client)
+            self._sessions.watch(session, request.inode)
+        item = Item(
+            inode=request.inode, attr=not before.length_pending, chunks=chunks_changed, writers=former is not None
+        )
+        reply = pb.LeaseReply(
+            grant=lease.grant, index=index, sole_writer=self._leases.writers.is_sole(request.inode, client)
+        )
+        if item.attr or item.chunks or item.writers:
+            return await self._calls.told(reply, self._sessions.told([item], session))  # type: ignore[no-any-return]
+        return reply
+
+    def _index(self, request: pb.LeaseRequest) -> int:
+        """Which chunk is meant. The last one is where the file ends, a hole there included."""
+        if not request.last:
+            return request.index
+        size = load_file(self._state.tables, request.inode).size
+        return max(last_index(self._state.tables, request.inode), (size - 1) // self._chunk_size, 0)
+
+    async def _find_or_grant(
+        self, request: pb.LeaseRequest, record: InodeRecord, index: int
+    ) -> tuple[GrantedLease, bool]:
+        """The lease, and whether the chunk, its version or its servers are others than before."""
+        handle = handle_at(self._state.tables, record.inode, index)
+        if not handle:
+            return self._fill_hole(record, index, list(request.avoid)), True
+        chunk = load_chunk(self._state.tables, handle)
+        if request.failed_handle == handle and self._nothing_acknowledged(record.inode, chunk, request):
+            return self._replace_fresh(record, index, handle, list(request.avoid)), True
+        if chunk.references > 1:
+            new_handle, servers = await self._fencing.copy(record.inode, index, handle, avoid=list(request.avoid))
+            policy = effective(self._state.tables, record.inode, self._defaults)
+            replicas = self._ordered(servers, None, request)
+            record = load_file(self._state.tables, record.inode)
+            return self.granted(record, index, new_handle, 1, replicas, policy, fresh=False), True
+        lease = self._leases.find(handle)
+        if lease is not None and not lease.broken and request.stale_version != lease.version:
+            return lease, False
+        return await self._grant_again(request, record, index, handle, chunk, lease), True
+
+    def _nothing_acknowledged(self, inode: int, chunk: ChunkRecord, request: pb.LeaseRequest) -> bool:
+        """Nobody but the one who gives the fresh chunk up could have written to it."""
+        return (
+            chunk.version == 1
+            and chunk.references == 1
+            and self._leases.writers.is_sole(inode, request.id.client_id)
+        )
+
+    def _fill_hole(self, record: InodeRecord, index: int, avoid: list[str]) -> GrantedLease:
+        tx = self._state.begin()
+        policy, replicas = self.place(tx, record.inode, avoid)
+        handle = add_fresh_chunk(tx, record.inode, index, policy.replication)
+        return self._commit_fresh(tx, record, index, handle, replicas, policy)
+
+    def _replace_fresh(self, record: InodeRecord, index: int, failed: int, avoid: list[str]) -> GrantedLease:
+        tx = self._state.begin()
+        policy, replicas = self.place(tx, record.inode, avoid)
+        handle = replace_fresh_chunk(tx, record.inode, index, failed)
+        lease = self._commit_fresh(tx, record, index, handle, replicas, policy)
+        self._leases.drop(failed)
+        self._servers.freed([failed])
+        return lease
+
+    def _commit_fresh(
+        self, tx: Transaction, record: InodeRecord, index: int, handle: int, replicas: Replicas, policy: Policy
+    ) -> GrantedLease:
+        self._state.commit(tx)
+        self._servers.set_replicas(handle, list(replicas))
+        return self.granted(record, index, handle, 1, replicas, policy, fresh=True)
+
+    async def _grant_again(
+        self, request: pb.LeaseRequest, record: InodeRecord, index: int, handle: int, chunk: ChunkRecord,
+        lease: GrantedLease | None,
+    ) -> GrantedLease:  # fmt: skip
+        """A new version with whoever answers. A server complained of stays if it answers, but not a second time."""
+        complaint = set(request.avoid) if lease is not None and request.stale_version == lease.version else set()
+        again = complaint & lease.avoided if lease is not None else set()
+        fenced = (await self._fencing.fence([handle], exclude=again))[handle]
+        if not fenced.servers:
+            never_written = chunk.version == 1 and record.size <= index * self._chunk_size
+            known = self._servers.locations.get(handle, ())
+            nobody_has_it = len(fenced.missing) == len(known)  # each one that could have it says that it does not
+            if never_written and nobody_has_it and self._servers.heard_all:
+                return self._replace_fresh(record, index, handle, list(request.avoid))
+            raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} can be reached: is its chunkserver up?")
+        replicas = self._ordered(fenced.servers, lease, request)
+        policy = effective(self._state.tables, record.inode, self._defaults)
+        record = load_file(self._state.tables, record.inode)
+        kept = [server.id for server in replicas if server.id in complaint]
+        return self.granted(record, index, handle, fenced.version, replicas, policy, fresh=False, avoided=kept)
+
+    def _ordered(self, servers: list[ServerState], lease: GrantedLease | None, request: pb.LeaseRequest) -> Replicas:
+        """The primary first: the one before unless somebody complained, else one that nobody complained of."""
+        former = lease.primary.id if lease is not None else ""
+
+        def rank(server: ServerState) -> Any:
+            return server.id in request.avoid, server.id != former, server.load.recent_creations
+
+        return self._servers.as_set(sorted(servers, key=rank))

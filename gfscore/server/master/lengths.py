@@ -1,0 +1,202 @@
+"""How long files are: what writers commit, and the truth where nobody commits it (any more).
+
+A writer that disappears, a restart, a snapshot or a truncation makes the master ask the replicas itself. Locks are
+the caller's: the file is written, or all leases are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from gfscore.env import Env
+from gfscore.errors import Code, GfsError
+from gfscore.metadata.chunks import file_handles, find_chunk, handle_at, last_index
+from gfscore.metadata.inodes import load_file
+from gfscore.metadata.lengths import commit_length
+from gfscore.metadata.locks import inode_key
+from gfscore.proto import gfs_pb2 as pb
+from gfscore.rpc.transport import CallContext
+from gfscore.server.master.calls import Calls
+from gfscore.server.master.chunk_calls import ChunkCalls, Length
+from gfscore.server.master.fencing import REPORT_WAIT_SECONDS, Fenced, Fencing
+from gfscore.server.master.leases import GrantedLease, LeaseBook
+from gfscore.server.master.locking import LEASES, Keys, Locks
+from gfscore.server.master.servers import Servers, ServerState
+from gfscore.server.master.sessions import Item, Sessions, Told
+from gfscore.server.master.state import MasterState
+
+log = logging.getLogger(__name__)
+
+_DRIFT = 1.05
+
+
+@dataclass(slots=True)
+class _Open:
+    """A file whose length is being settled: its last chunk, 0 where there is none, and its leases."""
+
+    inode: int
+    index: int
+    handle: int
+    leases: list[GrantedLease]
+
+
+class Lengths:
+    def __init__(
+        self, state: MasterState, env: Env, calls: Calls, locks: Locks, sessions: Sessions, servers: Servers,
+        leases: LeaseBook, fencing: Fencing, chunk_calls: ChunkCalls, chunk_size: int, lease_seconds: float,
+    ) -> None:  # fmt: skip
+        self._state = state
+        self._env = env
+        self._calls = calls
+        self._locks = locks
+        self._sessions = sessions
+        self._servers = servers
+        self._leases = leases
+        self._fencing = fencing
+        self._chunk_calls = chunk_calls
+        self._chunk_size = chunk_size
+        # Until then a chunkserver that has not registered yet may hold a lease of the master before (rule 5).
+        self._old_leases_until = env.clock.boottime() + lease_seconds * _DRIFT
+
+    # ------------------------------------------------------------ Commit
+
+    def commit(self, request: pb.CommitRequest, context: CallContext) -> Any:
+        """Handler of `Commit`. Files that are gone are passed over."""
+        session = self._sessions.of_change(request.id, context)
+        client = session.client_id if session is not None else 0
+
+        def keys() -> Keys:
+            return [inode_key(length.inode) for length in request.lengths], []
+
+        def operation() -> tuple[pb.Empty, Told]:
+            if self._calls.outcome(request.id) is not None:
+                return pb.Empty(), {}
+            tx = self._state.begin()
+            items: list[Item] = []
+            now_ns = self._env.clock.wall_ns()
+            for length in request.lengths:
+                nobody_left = length.release and self._leases.writers.remove(length.inode, client)
+                try:
+                    commit_length(
+                        tx, length.inode, length.size, now_ns=now_ns, mtime_ns=length.mtime_ns, release=nobody_left
+                    )
+                except GfsError as error:
+                    if error.code is not Code.STALE_INODE:
+                        raise
+                    continue
+                if self._sessions.watched(length.inode, session):
+                    items.append(Item(inode=length.inode, attr=True))
+            self._calls.commit(tx, request.id)
+            return pb.Empty(), self._sessions.told(items, session)
+
+        return self._calls.quick(keys, operation)
+
+    # ------------------------------------------------------------ asking the replicas
+
+    def unknown(self, inode: int) -> bool:
+        """The length is pending and no primary can be asked for it: it has to be settled before it is told."""
+        index = last_index(self._state.tables, inode)
+        if index < 0:
+            return True
+        return self._leases.find(handle_at(self._state.tables, inode, index)) is None
+
+    async def settle_one(self, inode: int) -> None:
+        """Settle the length of one file, with the locks that it takes. Raises NOT_READY, STALE_INODE."""
+        async with self._locks.hold(lambda: ([LEASES], [inode_key(inode)])):
+            if load_file(self._state.tables, inode).length_pending and self.unknown(inode):
+                await self.settle([inode])
+
+    async def settle_abandoned(self, inodes: Iterable[int]) -> None:
+        """Their last writer is gone. What cannot be settled now is settled when somebody asks."""
+        for inode in inodes:
+            try:
+                async with self._locks.hold(lambda inode=inode: ([LEASES], [inode_key(inode)])):  # type: ignore[misc]
+                    if not self._leases.writers.writers(inode):
+                        await self.settle([inode])
+            except GfsError as error:
+                log.info("event=length_not_settled inode=%d error=%r", inode, str(error))
+
+    async def settle(self, inodes: list[int]) -> None:
+        """End all leases on files whose length is pending, and make the state's lengths the truth.
+
+        Raises NOT_READY when not enough replicas can be asked, STALE_INODE; nothing is committed then.
+        """
+        files = [file for file in map(self._open, inodes) if file is not None]
+        if not files:
+            return
+        held: dict[ServerState, list[int]] = {}
+        for file in files:
+            for lease in file.leases:
+                held.setdefault(lease.primary, []).append(lease.handle)
+        lengths, silent = await self._chunk_calls.revoke(held) if held else ({}, set())
+        for file in files:
+            for lease in file.leases:
+                if lease.primary not in silent:
+                    self._leases.drop(lease.handle)
+        fenced = await self._fence(files, silent)
+        await self._inspect([file.handle for file in files], lengths, fenced)
+        tx = self._state.begin()
+        now_ns = self._env.clock.wall_ns()
+        for file in files:
+            length = fenced[file.handle].length if file.handle in fenced else lengths[file.handle].length
+            size = file.index * self._chunk_size + length if length else 0
+            commit_length(tx, file.inode, size, now_ns=now_ns, release=True)
+        self._state.commit(tx)
+
+    def _open(self, inode: int) -> _Open | None:
+        if not load_file(self._state.tables, inode).length_pending:
+            return None
+        index = last_index(self._state.tables, inode)
+        handle = handle_at(self._state.tables, inode, index) if index >= 0 else 0
+        return _Open(inode, max(index, 0), handle, self._leases.of_inode(inode))
+
+    async def _fence(self, files: list[_Open], silent: set[ServerState]) -> dict[int, Fenced]:
+        """Raise the version of each chunk on which somebody may still hold a lease that could not be revoked."""
+        handles = [lease.handle for file in files for lease in file.leases if lease.primary in silent]
+        if not self._servers.heard_all and self._env.clock.boottime() < self._old_leases_until:
+            leased = {lease.handle for file in files for lease in file.leases}
+            for file in files:
+                for handle in file_handles(self._state.tables, load_file(self._state.tables, file.inode)):
+                    chunk = find_chunk(self._state.tables, handle)
+                    if chunk is not None and chunk.references == 1 and handle not in leased:
+                        handles.append(handle)
+        if not handles:
+            return {}
+        fenced = await self._fencing.fence(handles)
+        for handle, result in fenced.items():
+            if not result.servers and not (result.missing and self._unwritten(handle)):
+                raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} can be reached: is its server up?")
+        return fenced
+
+    async def _inspect(self, handles: list[int], lengths: dict[int, Length], fenced: dict[int, Fenced]) -> None:
+        """Add to `lengths` those that no primary told: of the longest replica with the recorded version."""
+        tables = self._state.tables
+        lengths[0] = Length(0, 0)
+        unasked = [handle for handle in handles if handle not in lengths and handle not in fenced]
+        if not unasked:
+            return
+        await self._servers.wait_for(unasked, REPORT_WAIT_SECONDS)
+        by_server: dict[ServerState, list[int]] = {}
+        for handle in unasked:
+            for server in self._fencing.candidates(handle):
+                by_server.setdefault(server, []).append(handle)
+        found = await self._chunk_calls.inspect(by_server)
+        for handle in unasked:
+            chunk = find_chunk(tables, handle)
+            items = [item for _, item in found.get(handle, ())]
+            version = chunk.version if chunk is not None else 0
+            good = [item.length for item in items if not item.error and item.version == version]
+            if good:
+                lengths[handle] = Length(version, max(good))
+            elif self._unwritten(handle) and all(item.error == Code.UNKNOWN_CHUNK for item in items):
+                lengths[handle] = Length(1, 0)
+            else:
+                raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} can be reached: is its server up?")
+
+    def _unwritten(self, handle: int) -> bool:
+        """A chunk that nobody may ever have written to: granted once, and all servers are known."""
+        chunk = find_chunk(self._state.tables, handle)
+        return chunk is not None and chunk.version == 1 and self._servers.heard_all

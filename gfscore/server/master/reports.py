@@ -1,0 +1,143 @@
+"""What chunkservers report, judged against the state: who has which version, what is stale, what is garbage.
+
+The last good copy is never collected (rule 2), and nothing at all before every known server has been heard (rule 23).
+"""
+
+from __future__ import annotations
+
+import logging
+
+from gfscore.env import Env
+from gfscore.errors import GfsError
+from gfscore.metadata.chunks import find_chunk, raise_version
+from gfscore.metadata.lengths import commit_length
+from gfscore.metadata.transaction import CLOCK, counter
+from gfscore.proto import gfs_pb2 as pb
+from gfscore.server.master.leases import LeaseBook
+from gfscore.server.master.servers import Servers, ServerState
+from gfscore.server.master.state import MasterState
+
+log = logging.getLogger(__name__)
+
+_COLLECT_MAX = 2000  # handles in one answer
+_UNKNOWN_MAX = 100_000  # per server; what does not fit is reported again some day
+_CORRUPT = -1
+
+
+class Reports:
+    """The handler of heartbeats."""
+
+    def __init__(self, state: MasterState, servers: Servers, leases: LeaseBook, env: Env, chunk_size: int) -> None:
+        self._state = state
+        self._servers = servers
+        self._leases = leases
+        self._env = env
+        self._chunk_size = chunk_size
+
+    def heartbeat(self, request: pb.HeartbeatRequest) -> pb.HeartbeatReply:
+        """Take in one heartbeat. Raises UNKNOWN_SESSION."""
+        server = self._servers.of_heartbeat(request)
+        for report in request.report:
+            self._judge(server, report)
+        for report, failed_id in zip(request.failed, request.failed_servers, strict=False):
+            self._failed(report, failed_id)
+        for report in request.released:
+            self._released(server, report)
+        if request.last_of_first and not server.complete:
+            self._servers.first_report_done(server)
+        elif request.report:
+            self._servers.reported()
+        reply = pb.HeartbeatReply(confirmed_released=[report.handle for report in request.released])
+        reply.collect.extend(self._collectable(server))
+        self._servers.answered(server)
+        return reply
+
+    def _judge(self, server: ServerState, report: pb.ChunkReport) -> None:
+        handle, version = report.handle, report.version
+        servers = self._servers
+        if handle in servers.busy or handle in server.collect:
+            return
+        chunk = find_chunk(self._state.tables, handle)
+        if chunk is None:
+            if len(server.unknown) < _UNKNOWN_MAX:
+                server.unknown.add(handle)
+        elif report.corrupt:
+            log.warning("event=corrupt_replica chunk=%016x server=%s", handle, server.id)
+            servers.remove_replica(handle, server.id, _CORRUPT)
+        elif version == chunk.version:
+            servers.add_replica(handle, server)
+        elif version < chunk.version:
+            servers.remove_replica(handle, server.id, version)
+        else:
+            self._adopt(server, handle, version)
+
+    def _adopt(self, server: ServerState, handle: int, version: int) -> None:
+        """A version that was made durable there but never logged: it is the newest nevertheless (rule 1)."""
+        log.info("event=version_adopted chunk=%016x version=%d server=%s", handle, version, server.id)
+        tx = self._state.begin()
+        raise_version(tx, handle, version)
+        self._state.commit(tx)
+        self._leases.drop(handle)
+        others = self._servers.stale.get(handle, {})
+        same = [s for s in self._servers.by_id.values() if others.get(s.id) == version]
+        self._servers.set_replicas(handle, [*same, server])
+
+    def _failed(self, report: pb.ChunkReport, server_id: str) -> None:
+        """A primary says that `server_id` missed a mutation: it leaves the set with the next version (rule 8)."""
+        chunk = find_chunk(self._state.tables, report.handle)
+        if chunk is None or chunk.version != report.version or report.handle in self._servers.busy:
+            return
+        log.warning("event=replica_failed chunk=%016x version=%d server=%s", report.handle, report.version, server_id)
+        lease = self._leases.find(report.handle)
+        if lease is not None:
+            lease.broken = True
+
+    def _released(self, server: ServerState, report: pb.ChunkReport) -> None:
+        """An idle lease is given back with the chunk's final length [0093]."""
+        lease = self._leases.find(report.handle)
+        if lease is None or lease.primary is not server or lease.version != report.version:
+            return
+        self._leases.drop(report.handle)
+        tx = self._state.begin()
+        try:
+            last = not self._leases.of_inode(lease.inode)
+            size = lease.index * self._chunk_size + report.length if report.length else 0
+            commit_length(tx, lease.inode, size, now_ns=self._env.clock.wall_ns(), release=last)
+        except GfsError:
+            return  # the file is gone
+        self._state.commit(tx)
+
+    def _collectable(self, server: ServerState) -> list[int]:
+        """What `server` may delete now."""
+        found = [server.collect.pop() for _ in range(min(len(server.collect), _COLLECT_MAX))]
+        if not (server.complete and self._servers.heard_all):
+            return found
+        clock = counter(self._state.tables, CLOCK)
+        for handle in list(server.unknown)[: _COLLECT_MAX - len(found)]:
+            server.unknown.discard(handle)
+            if handle > clock:
+                log.error("event=chunk_from_the_future chunk=%016x server=%s clock=%d", handle, server.id, clock)
+            elif handle not in self._servers.busy and find_chunk(self._state.tables, handle) is None:
+                found.append(handle)
+        return found
+
+    def collect_stale(self) -> None:
+        """Have stale replicas deleted where enough current ones are up (rule 2). Called now and then."""
+        servers = self._servers
+        if not servers.heard_all:
+            return
+        for handle, stale in list(servers.stale.items()):
+            chunk = find_chunk(self._state.tables, handle)
+            if chunk is None:
+                servers.freed([handle])
+                continue
+            if handle in servers.busy:
+                continue
+            good = [server for server in servers.replicas(handle) if not server.gone]
+            if len(good) < chunk.goal:
+                continue
+            for server_id in stale:
+                current = servers.by_id.get(server_id)
+                if current is not None:
+                    current.collect.add(handle)
+            del servers.stale[handle]

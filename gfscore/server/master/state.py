@@ -1,0 +1,141 @@
+"""The master's state and its log: a change is applied to memory at once and flushed in groups [0050].
+
+`flushed` is what every reply waits for, those of reads too, so that nothing unflushed is ever visible. A flush that
+fails ends the process: memory is ahead of the disk then, and only a restart brings them together (rule 20).
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+
+import trio
+
+from gfscore.env import Env
+from gfscore.errors import Code, GfsError
+from gfscore.metadata.keys import pack8, unpack8
+from gfscore.metadata.tables import COUNTERS, LayeredTables
+from gfscore.metadata.transaction import Transaction, bootstrap
+from gfscore.server.master.config import MasterConfig
+from gfscore.storage.batch_codec import encode_batch
+from gfscore.storage.checkpointer import Checkpointer
+from gfscore.storage.recovery import Recovered, recover
+
+log = logging.getLogger(__name__)
+
+DIRECTORY = "state"
+_CHUNK_SIZE = b"option/chunk_size"
+_SECRET = b"secret"
+_SECRET_BYTES = 32
+
+
+class MasterState:
+    """The tables, and the way of changes into the log. `applied` is the lsn of the last change in memory."""
+
+    def __init__(self, recovered: Recovered, env: Env, checkpoint_keys: int) -> None:
+        self.tables: LayeredTables = recovered.tables
+        self.cluster_id = recovered.cluster_id
+        self.applied = recovered.next_lsn - 1
+        self._recovered = recovered
+        self._env = env
+        self._durable = self.applied
+        self._queue: list[bytes] = []
+        self._work = trio.Event()
+        self._flushing = trio.Event()  # the flush under way is done
+        self._next_flush = trio.Event()  # the one after it, which takes what is queued now
+        self._checkpointer = Checkpointer(recovered, env.disk, env.run_io, keys_max=checkpoint_keys)
+
+    def begin(self) -> Transaction:
+        return Transaction(self.tables)
+
+    def commit(self, tx: Transaction) -> int:
+        """Apply a decision to memory and hand it to the flusher; its lsn. Does not wait."""
+        batch = tx.batch
+        if batch:
+            self.tables.apply(batch)
+            self._queue.append(encode_batch(batch))
+            self.applied += 1
+            self._work.set()
+        return self.applied
+
+    @property
+    def pending(self) -> bool:
+        """Something applied is not on the disk yet."""
+        return self._durable != self.applied
+
+    async def flushed(self) -> None:
+        """Returns when all that is applied now is on the disk."""
+        if self._durable != self.applied:
+            await (self._next_flush if self._queue else self._flushing).wait()
+
+    async def run(self, nursery: trio.Nursery) -> None:
+        """The flusher: takes all that is queued, one flush for all. Checkpoints run beside it in `nursery`."""
+        try:
+            while True:
+                if not self._queue:
+                    self._work = trio.Event()
+                    await self._work.wait()
+                await self._flush()
+                if self._checkpointer.due:
+                    nursery.start_soon(self._checkpointer.run, self._applied_now, self._flushed_until)
+        finally:
+            with trio.CancelScope(shield=True):
+                if self._queue:
+                    await self._flush()
+
+    async def _flush(self) -> None:
+        queue, self._queue = self._queue, []
+        target = self.applied
+        self._flushing, self._next_flush = self._next_flush, trio.Event()
+        try:
+            await self._env.run_io(self._recovered.log.append_batch, queue)
+        except (OSError, GfsError) as error:
+            log.critical("event=log_flush_failed error=%r consequence=stopping", str(error))
+            raise GfsError(Code.IO, f"the operation log cannot be written: {error}") from error
+        self._durable = target
+        self._flushing.set()
+
+    def _applied_now(self) -> int:
+        return self.applied
+
+    async def _flushed_until(self, lsn: int) -> None:
+        while self._durable < lsn:
+            await self.flushed()
+
+    def close(self) -> None:
+        self._recovered.close()
+
+
+def secret_of(state: MasterState) -> bytes:
+    """What grants are signed with; made with the cluster."""
+    secret = state.tables.get(COUNTERS, _SECRET)
+    assert secret is not None, "the state has no secret"
+    return secret
+
+
+def open_state(config: MasterConfig, env: Env) -> MasterState:
+    """Recover the state, or make that of a new cluster. Blocks; the caller flushes what it made.
+
+    Raises GfsError: INVALID when the cluster has another chunk size, BUSY, WRONG_CLUSTER, IO (a damaged log).
+    """
+    new_id = str(uuid.UUID(int=env.random.getrandbits(128), version=4))
+    recovered = recover(env.disk, DIRECTORY, new_cluster_id=new_id)
+    try:
+        state = MasterState(recovered, env, config.checkpoint_keys)
+        if recovered.fresh:
+            tx = state.begin()
+            bootstrap(tx, env.clock.wall_ns(), recovered.cluster_id)
+            tx.put(COUNTERS, _CHUNK_SIZE, pack8(config.chunk_size))
+            tx.put(COUNTERS, _SECRET, env.random.getrandbits(8 * _SECRET_BYTES).to_bytes(_SECRET_BYTES, "big"))
+            state.commit(tx)
+        found = unpack8(state.tables.get(COUNTERS, _CHUNK_SIZE) or b"")
+        if found != config.chunk_size:
+            raise GfsError(
+                Code.INVALID,
+                f"chunk_size = {config.chunk_size}, but this cluster was created with {found}: "
+                "a cluster keeps its chunk size; set it back, or use another directory",
+            )
+        return state
+    except BaseException:
+        recovered.close()
+        raise

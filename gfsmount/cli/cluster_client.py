@@ -1,0 +1,58 @@
+"""Runs the work of one command against a cluster, with the client library, and gives it paths."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import trio
+
+from gfscore.client import Attr, Client, FileType, open_client
+from gfscore.client.paths import Paths
+from gfscore.errors import Code, GfsError
+from gfsmount.cli.targets import Target
+
+T = TypeVar("T")
+
+
+class Session:
+    """What a command has while it is connected."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.paths = Paths(client)
+
+    async def stat(self, target: Target, *, follow: bool = True) -> Attr:
+        return await self.paths.stat(target.path, follow)
+
+    async def stat_or_none(self, target: Target) -> Attr | None:
+        try:
+            return await self.stat(target)
+        except GfsError as error:
+            if error.code is Code.NOT_FOUND:
+                return None
+            raise
+
+    async def placed(self, sources: Sequence[str], destination: Target) -> list[Target]:
+        """Where things called `sources` go: into `destination` if that is a directory, else to it (one thing only)."""
+        there = await self.stat_or_none(destination)
+        if there is not None and there.type == FileType.DIRECTORY:
+            return [destination.below(name) for name in sources]
+        if len(sources) > 1:
+            raise GfsError(Code.NOT_DIRECTORY, f"{destination.typed} is not a directory")
+        return [destination]
+
+
+def on_cluster(address: str, work: Callable[[Session], Awaitable[T]]) -> T:
+    """Connect, do the work, close. Raises GfsError: what the work raised, or UNREACHABLE with the remedy."""
+
+    async def run() -> T:
+        async with open_client(address, name="gfs") as client:
+            return await work(Session(client))
+
+    try:
+        return trio.run(run)
+    except GfsError as error:
+        if error.code is Code.UNREACHABLE:
+            raise GfsError(error.code, f"{error}: is the master at {address} running? (gfs ps, gfs up)") from error
+        raise

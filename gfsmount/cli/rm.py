@@ -1,0 +1,37 @@
+"""`gfs rm`: remove files and directories."""
+
+from __future__ import annotations
+
+import click
+
+from gfsmount.cli.options import master_option
+
+
+@click.command("rm")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH…")
+@click.option("-r", "-R", "--recursive", is_flag=True, help="Directories too, with all that is below.")
+@click.option("-f", "--force", is_flag=True, help="One that is not there is fine.")
+@master_option
+def command(paths: tuple[str, ...], recursive: bool, force: bool, master: str | None) -> None:
+    """Remove files, and with -r directories."""
+    from gfscore.client import FileType
+    from gfscore.errors import Code, GfsError
+    from gfsmount.cli.cluster_client import Session, on_cluster
+    from gfsmount.cli.targets import targets
+
+    unwanted = targets(paths, master)
+
+    async def work(session: Session) -> None:
+        for where in unwanted:
+            try:
+                attr = await session.stat(where, follow=False)
+                if attr.type == FileType.DIRECTORY and not recursive:
+                    raise GfsError(
+                        Code.IS_DIRECTORY, f"{where.typed} is a directory: add -r to remove it and all below"
+                    )
+                await session.paths.remove(where.path, recursive)
+            except GfsError as error:
+                if not (force and error.code is Code.NOT_FOUND):
+                    raise
+
+    on_cluster(unwanted[0].address, work)

@@ -1,0 +1,62 @@
+"""`gfs status`: the state of a cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from gfsmount.cli.options import json_option, master_option
+
+
+@click.command("status")
+@json_option
+@master_option
+def command(as_json: bool, master: str | None) -> int:
+    """Show master, chunkservers and the health of all chunks.
+
+    Exit status 1 if a chunkserver is down, or a chunk is lost or has fewer replicas than wanted.
+    """
+    from gfsmount.cli.cluster_client import Session, on_cluster
+    from gfsmount.cli.output import print_json
+    from gfsmount.cli.targets import default_address
+
+    async def work(session: Session) -> dict[str, Any]:
+        return await session.client.status()
+
+    state = on_cluster(default_address(master), work)
+    if as_json:
+        print_json(state)
+    else:
+        _show(state)
+    chunks = state["chunks"]
+    healthy = not chunks["lost"] and not chunks["under_replicated"]
+    return int(not healthy or any(server["state"] != "up" for server in state["chunkservers"]))
+
+
+def _show(state: dict[str, Any]) -> None:
+    from gfsmount.cli.output import human_size, print_table
+
+    master, chunks = state["master"], state["chunks"]
+    click.echo(
+        f"master {master['address']}: {master['files']} files, {master['directories']} directories, "
+        f"{master['chunks']} chunks"
+    )
+    counts = ", ".join(f"{chunks[key]} {key.replace('_', ' ')}" for key in chunks if key != "total")
+    click.echo(f"chunks: {chunks['total']} in all, {counts}")
+    click.echo()
+    print_table(
+        ("CHUNKSERVER", "ADDRESS", "RACK", "STATE", "CHUNKS", "USED", "OF"),
+        [
+            (
+                server["id"],
+                server["address"],
+                server["rack"],
+                server["state"],
+                server["chunks"],
+                human_size(server["used_bytes"]),
+                human_size(server["total_bytes"]),
+            )
+            for server in state["chunkservers"]
+        ],
+    )

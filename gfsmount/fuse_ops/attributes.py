@@ -1,0 +1,39 @@
+"""setattr: mode, owner, times, and the size."""
+
+from __future__ import annotations
+
+import pyfuse3
+
+from gfscore.client import AttrChanges
+from gfsmount.context import HandlerContext
+from gfsmount.privileges import mode_after_change
+
+
+class AttributeHandlers(HandlerContext):
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        self.changes += 1
+        real = self.root if inode == 1 else inode
+        changes = AttrChanges()
+        if fields.update_mode:
+            changes.mode = attr.st_mode & 0o7777
+        if fields.update_uid:
+            changes.uid = attr.st_uid
+        if fields.update_gid:
+            changes.gid = attr.st_gid
+        if fields.update_atime:
+            changes.atime_ns = attr.st_atime_ns
+        if fields.update_mtime:
+            changes.mtime_ns = attr.st_mtime_ns
+        if fields.update_size:
+            changes.size = attr.st_size
+            if ctx.uid and changes.mode is None:
+                changes.mode = mode_after_change(await self.client.getattr(real))
+        generation = self.notifier.generation
+        return self.attributes(await self.client.setattr(real, changes), generation)

@@ -1,0 +1,25 @@
+"""Makes the helpers of this folder importable, and gives tests a running local cluster that is always taken down."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from harness import Cluster, local_cluster
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A master, three chunkservers and a mount, with 1 MiB chunks so that their borders are met often."""
+    with local_cluster(tmp_path_factory.mktemp("cluster") / "var", chunk_size="1MiB") as running:
+        yield running
+
+
+@pytest.fixture
+def mount_path(cluster: Cluster) -> Path:
+    return cluster.mount

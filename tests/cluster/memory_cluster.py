@@ -1,0 +1,87 @@
+"""A whole cluster in one process: real servers and clients on the in-memory disks, network and clock."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import trio
+import trio.testing
+
+from gfscore.client import Client, ClientOptions, open_client
+from gfscore.env.memory import memory_env
+from gfscore.env.memory_disk import MemoryDisk
+from gfscore.rpc.memory import MemoryNetwork
+from gfscore.server.chunkserver.config import ChunkserverConfig
+from gfscore.server.chunkserver.server import run_chunkserver
+from gfscore.server.master.config import MasterConfig
+from gfscore.server.master.server import run_master
+
+MASTER_PORT = 7100
+CHUNK_BYTES = 1024 * 1024
+
+
+class MemoryCluster:
+    """Nodes by name: `master`, `cs1`, `cs2`… A killed node keeps its disk and comes back with it."""
+
+    def __init__(self, nursery: trio.Nursery, chunkservers: int, replication: int) -> None:
+        self.network = MemoryNetwork()
+        self.disks: dict[str, MemoryDisk] = {}
+        self._nursery = nursery
+        self._scopes: dict[str, trio.CancelScope] = {}
+        self._replication = replication
+        self.names = [f"cs{number + 1}" for number in range(chunkservers)]
+
+    async def start(self, name: str) -> None:
+        disk = self.disks.setdefault(name, MemoryDisk())
+        env = memory_env(self.network.transport(name), disk=disk, seed=hash(name) & 0xFFFF)
+        if name == "master":
+            config: Any = MasterConfig(
+                host="master", port=MASTER_PORT, chunk_size=CHUNK_BYTES, replication=self._replication
+            )
+            role: Any = run_master
+        else:
+            config = ChunkserverConfig(master=f"master:{MASTER_PORT}", host=name)
+            role = run_chunkserver
+        await self._nursery.start(partial(self._run, name, role, config, env))
+
+    async def _run(self, name: str, role: Any, config: Any, env: Any, *, task_status: Any) -> None:
+        with trio.CancelScope() as self._scopes[name]:
+            await role(config, env, task_status=task_status)
+
+    async def kill(self, name: str) -> None:
+        """Its connections break at once; what it wrote is on its disk."""
+        self._scopes.pop(name).cancel()
+        self.network.crash(name)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+
+    async def restart(self, name: str) -> None:
+        await self.kill(name)
+        await self.start(name)
+
+    @asynccontextmanager
+    async def client(self, name: str = "client", **options: Any) -> AsyncIterator[Client]:
+        env = memory_env(self.network.transport(name), seed=7)
+        async with open_client(
+            f"master:{MASTER_PORT}", env=env, options=ClientOptions(name=name, **options)
+        ) as client:
+            yield client
+
+
+@asynccontextmanager
+async def memory_cluster(chunkservers: int = 3, replication: int = 3) -> AsyncIterator[MemoryCluster]:
+    async with trio.open_nursery() as nursery:
+        cluster = MemoryCluster(nursery, chunkservers, replication)
+        await cluster.start("master")
+        for name in cluster.names:
+            await cluster.start(name)
+        async with cluster.client("probe", caching=False) as probe:
+            while True:
+                status = await probe.status()
+                if sum(server["state"] == "up" for server in status["chunkservers"]) == chunkservers:
+                    break
+                await trio.sleep(0.1)
+        yield cluster
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,164 @@
+"""The life of a file through every room, in one process, without a real clock, disk or network."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import trio
+import trio.testing
+from memory_cluster import CHUNK_BYTES, memory_cluster
+
+from gfscore.client import ROOT_INODE, AttrChanges, Code, FileType, GfsError
+from gfscore.client.paths import Paths
+
+
+async def test_write_read_and_the_length_seen_by_another_client(autojump_clock: trio.testing.MockClock) -> None:
+    data = random.Random(1).randbytes(5 * CHUNK_BYTES // 2)
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        _, file = await one.create_file(ROOT_INODE, b"file", 0o644, 1, 1)
+        for start in range(0, len(data), 300_000):
+            await file.write(start, data[start : start + 300_000])
+        assert (await one.lookup(ROOT_INODE, b"file")).size == len(data)
+        await file.flush()
+        assert (await two.lookup(ROOT_INODE, b"file")).size == len(data)
+        assert await Paths(two).read("/file") == data
+        await file.close()
+        assert await Paths(two).read("/file", 1000, 2000) == data[1000:3000]
+
+
+async def test_small_and_overlapping_writes(autojump_clock: trio.testing.MockClock) -> None:
+    rng = random.Random(2)
+    model = bytearray(2 * CHUNK_BYTES)
+    async with memory_cluster() as cluster, cluster.client() as client:
+        _, file = await client.create_file(ROOT_INODE, b"file", 0o644, 1, 1)
+        await file.write(0, bytes(model))
+        for _ in range(300):
+            offset = rng.randrange(len(model) - 5000)
+            piece = rng.randbytes(rng.randrange(1, 5000))
+            await file.write(offset, piece)
+            model[offset : offset + len(piece)] = piece
+            if rng.random() < 0.05:
+                await file.fsync()
+            if rng.random() < 0.05:
+                assert bytes(await file.read(offset, 5000)) == model[offset : offset + 5000]
+        await file.close()
+        assert await Paths(client).read("/file") == model
+
+
+async def test_appends_of_two_clients_fill_chunks_and_pad_them(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        _, created = await one.create_file(ROOT_INODE, b"log", 0o644, 1, 1)
+        await created.close()
+        found: list[tuple[int, bytes]] = []
+
+        async def append(client, who: int) -> None:  # type: ignore[no-untyped-def]
+            rng = random.Random(who)
+            file = await client.open((await client.lookup(ROOT_INODE, b"log")).inode, write=True)
+            for number in range(60):
+                record = b"<%d:%d>" % (who, number) + rng.randbytes(rng.randrange(60_000)).replace(b"\0", b"\1")
+                found.append((await file.append(record), record))
+            await file.close()
+
+        async with trio.open_nursery() as nursery:
+            for who, client in enumerate((one, two, one, two)):
+                nursery.start_soon(append, client, who)
+        data = await Paths(two).read("/log")
+        end = 0
+        for offset, record in sorted(found):
+            assert data[end:offset] == bytes(offset - end)
+            assert data[offset : offset + len(record)] == record
+            end = offset + len(record)
+        assert data[end:] == bytes(len(data) - end)
+        assert len(data) > 2 * CHUNK_BYTES
+
+
+async def test_a_chunkserver_dies_while_others_are_written_and_read(autojump_clock: trio.testing.MockClock) -> None:
+    data = random.Random(3).randbytes(3 * CHUNK_BYTES)
+    async with memory_cluster(chunkservers=4) as cluster, cluster.client() as client:
+        _, file = await client.create_file(ROOT_INODE, b"file", 0o644, 1, 1)
+        for number, start in enumerate(range(0, len(data), 200_000)):
+            await file.write(start, data[start : start + 200_000])
+            if number == 5:
+                await file.flush()
+                await cluster.kill("cs2")
+        await file.flush()
+        assert await Paths(client).read("/file") == data
+        await file.close()
+
+
+async def test_everything_is_killed_and_comes_back(autojump_clock: trio.testing.MockClock) -> None:
+    data = random.Random(4).randbytes(CHUNK_BYTES + 12345)
+    async with memory_cluster() as cluster:
+        async with cluster.client() as client:
+            paths = Paths(client, 1, 1)
+            await paths.makedirs("/a/b")
+            await paths.write("/a/b/file", data)
+            offsets = [await paths.append("/a/log", b"record %d" % number) for number in range(5)]
+            for name in ("master", *cluster.names):
+                await cluster.kill(name)
+        for name in ("master", *cluster.names):
+            await cluster.start(name)
+        async with cluster.client("again") as client:
+            paths = Paths(client)
+            assert await paths.read("/a/b/file") == data
+            log = await paths.read("/a/log")
+            assert [log[offset : offset + 8] for offset in offsets] == [b"record %d" % n for n in range(5)]
+            assert await paths.append("/a/log", b"more") >= len(log)
+
+
+async def test_snapshot_shares_until_written(autojump_clock: trio.testing.MockClock) -> None:
+    base = random.Random(5).randbytes(CHUNK_BYTES + 1000)
+    async with memory_cluster() as cluster, cluster.client() as client:
+        paths = Paths(client, 1, 1)
+        await paths.makedirs("/d")
+        await paths.write("/d/f", base)
+        chunks = (await client.status())["chunks"]["total"]
+        await paths.snapshot("/d", "/e")
+        await paths.snapshot("/e", "/g")
+        assert (await client.status())["chunks"]["total"] == chunks
+        await paths.write("/e/f", b"XX", 10)
+        await paths.write("/d/f", b"YY", CHUNK_BYTES + 10)
+        assert await paths.read("/d/f") == base[: CHUNK_BYTES + 10] + b"YY" + base[CHUNK_BYTES + 12 :]
+        assert await paths.read("/e/f") == base[:10] + b"XX" + base[12:]
+        assert await paths.read("/g/f") == base
+        assert (await client.status())["chunks"]["total"] == chunks + 2
+
+
+async def test_truncation_holes_and_unlinked_but_open(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        _, file = await one.create_file(ROOT_INODE, b"file", 0o644, 1, 1)
+        await file.write(0, b"0123456789")
+        await one.setattr(file.inode, AttrChanges(size=5))
+        await file.write(8, b"end")
+        await file.flush()
+        assert bytes(await file.read(0, 100)) == b"01234\0\0\0end"
+        await one.setattr(file.inode, AttrChanges(size=3 * CHUNK_BYTES))
+        assert (await two.lookup(ROOT_INODE, b"file")).size == 3 * CHUNK_BYTES
+        assert bytes(await file.read(2 * CHUNK_BYTES, 10)) == bytes(10)
+        await two.unlink(ROOT_INODE, b"file")
+        with pytest.raises(GfsError) as caught:
+            await one.lookup(ROOT_INODE, b"file")
+        assert caught.value.code is Code.NOT_FOUND
+        await file.write(0, b"still here")
+        await file.flush()
+        assert bytes(await file.read(0, 10)) == b"still here"
+        await file.close()
+        with pytest.raises(GfsError):
+            await two.open(file.inode)
+
+
+async def test_changes_of_one_client_are_seen_by_the_other_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        directory = await one.create(ROOT_INODE, b"d", FileType.DIRECTORY, 0o755, 1, 1)
+        assert (await two.list_page(ROOT_INODE, b"", 10))[0][0].name == b"d"
+        assert (await two.list_page(directory.inode, b"", 10)) == ([], False)
+        await one.create(directory.inode, b"new", FileType.DIRECTORY, 0o755, 1, 1)
+        assert (await two.lookup(directory.inode, b"new")).type == FileType.DIRECTORY
+        assert (await two.getattr(directory.inode)).nlink == 3
+        await two.rename(directory.inode, b"new", ROOT_INODE, b"moved")
+        with pytest.raises(GfsError):
+            await one.lookup(directory.inode, b"new")
+        moved = await one.lookup(ROOT_INODE, b"moved")
+        await two.setattr(moved.inode, AttrChanges(mode=0o700))
+        assert (await one.getattr(moved.inode)).mode == 0o700

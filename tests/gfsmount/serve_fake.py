@@ -1,0 +1,45 @@
+"""A process that mounts the in-memory file system: `serve_fake.py MOUNTPOINT READY_FILE OPTIONS`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import trio
+from fake_client import FakeClient
+
+from gfscore.client import Invalidation
+from gfscore.ids import ROOT_INODE
+from gfsmount.mount import serve_mount
+from gfsmount.mount_options import MountConfig, parse_options
+
+
+class Elsewhere(FakeClient):
+    """`setfattr -n user.elsewhere` on a file does what another client would do: removes it, or changes its content."""
+
+    async def setxattr(self, inode: int, name: bytes, value: bytes) -> None:
+        if name != b"user.elsewhere":
+            await super().setxattr(inode, name, value)
+            return
+        assert self.on_invalidate is not None
+        if value.startswith(b"remove "):
+            target = value.removeprefix(b"remove ")
+            await self.unlink(inode, target)
+            await self.on_invalidate(Invalidation(inode, [target], True, False))
+        else:
+            self.data[inode][:] = value
+            self.touch(inode)
+            await self.on_invalidate(Invalidation(inode, [], True, True))
+
+
+async def main(mountpoint: str, ready_file: str, options: str) -> None:
+    config = MountConfig("127.0.0.1:1", mountpoint, options=parse_options([options]))
+    await serve_mount(Elsewhere(), ROOT_INODE, config, ready=Path(ready_file).touch)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    trio.run(main, *sys.argv[1:])

@@ -1,0 +1,146 @@
+"""Power loss: what was synced is there, whole; what was not may be gone, but never reads as something else."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from chunk_model import CHUNK_BYTES, Model, Step, append, open_store, pad, script, set_version, sync, write
+
+from gfscore.env.memory_disk import MemoryDisk
+from gfscore.env.memory_faults import Killed
+from gfscore.ids import BLOCK_BYTES
+from gfscore.storage import chunk_format as fmt
+
+
+def _check_survivors(disk: MemoryDisk, history: list[Model], synced: int, context: str) -> None:
+    """Bytes that no later step changed are as synced; the others are of some state since the sync."""
+    store = open_store(disk, boot_id="after")
+    store.settle_all()
+    chunk = store.get(1)
+    length = chunk.length
+    floor = min(len(state.data) for state in history[synced:])
+    assert length >= floor, f"{context}: {length} bytes left of {floor}"
+    data = bytes(chunk.read(0, length))
+    states = history[synced:]
+    for start in range(0, length, BLOCK_BYTES):
+        end = min(start + BLOCK_BYTES, length)
+        candidates = [bytes(state.data[start:end]) for state in states if len(state.data) >= end]
+        assert data[start:end] in candidates, f"{context}: block at {start} was never like this"
+    assert chunk.verify() == [] and not chunk.corrupt, context
+    before = chunk.length
+    chunk.write([(before, b"on it goes")] if before + 10 < store.chunk_size else [(0, b"on it goes")], sync=True)
+    disk.kill()
+    again = open_store(disk, boot_id="after").get(1)
+    assert again.verify() == [] and again.length >= before
+
+
+def _run_and_cut(steps: list[Step], kill_at: int | None, seed: int) -> None:
+    random = Random(seed)
+    disk = MemoryDisk()
+    store = open_store(disk)
+    chunk = store.create(1, 1)
+    chunk.sync()
+    history, synced = [Model()], 0
+    if kill_at is not None:
+        disk.faults.kill_at(kill_at, random.randrange(4))
+    name = "end"
+    for step in steps:
+        state = history[-1].copy()
+        step.apply(state)
+        history.append(state)
+        name = step.name
+        try:
+            step.run(chunk)
+        except Killed:
+            break
+        if step.sync:
+            synced = len(history) - 1
+    disk.faults.reset()
+    disk.crash(random)
+    _check_survivors(disk, history, synced, f"seed {seed} cut at {kill_at} in {name}")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_power_loss_at_every_call(seed: int) -> None:
+    steps = script()
+    for kill_at in range(1 + seed, 130, 3):
+        _run_and_cut(steps, kill_at, seed * 1000 + kill_at)
+
+
+def _random_steps(random: Random) -> list[Step]:
+    steps: list[Step] = []
+    model = Model()
+    for number in range(random.randrange(3, 14)):
+        length = len(model.data)
+        kind = random.choice(["append", "append", "write", "write", "gap", "sync", "version", "cut", "pad"])
+        durable = random.random() < 0.4
+        if kind == "append" and length < 150_000:
+            step = append(random.randrange(3), number, random.randbytes(random.choice([50, 5000, 70_000])), durable)
+        elif kind == "write" and length:
+            extents = []
+            for _ in range(random.randrange(1, 4)):
+                at = random.randrange(length)
+                extents.append((at, random.randbytes(min(random.choice([1, 300, 9000]), CHUNK_BYTES - at))))
+            step = write(extents, durable)
+        elif kind == "gap" and length < 150_000:
+            step = write([(length + random.choice([1, 5000, 80_000]), random.randbytes(100))], durable)
+        elif kind == "version":
+            step = set_version(model.version, model.version + 1)
+        elif kind == "cut" and length:
+            step = set_version(model.version, model.version + 1, random.randrange(length))
+        elif kind == "pad" and random.random() < 0.3:
+            step = pad(random.choice([0, 10]), durable)
+        else:
+            step = sync()
+        step.apply(model)
+        steps.append(step)
+    return steps
+
+
+@pytest.mark.parametrize("start", range(0, 400, 100))
+def test_power_loss_in_random_histories(start: int) -> None:
+    for seed in range(start, start + 100):
+        random = Random(seed)
+        _run_and_cut(_random_steps(random), random.choice([None, random.randrange(1, 80)]), seed)
+
+
+def test_unsynced_append_may_go_but_the_synced_one_stays() -> None:
+    for seed in range(40):
+        disk = MemoryDisk()
+        chunk = open_store(disk).create(1, 1)
+        chunk.write([(0, b"kept")], append=(1, 1), sync=True)
+        for number in range(4):
+            chunk.write([(4 + number, b"?")], append=(2, number + 1))
+        disk.crash(Random(seed))
+        again = open_store(disk, boot_id="after").get(1)
+        assert bytes(again.read(0, 100))[:4] == b"kept" and again.append_slot(1) == (1, 0, 4)
+
+
+@pytest.mark.parametrize("reopen", [False, True])
+@pytest.mark.parametrize("appends", range(1, 7))
+def test_torn_header_pages_never_take_the_synced_one(appends: int, reopen: bool) -> None:
+    """Every header page that was written since the last sync is torn inside: the synced state is still found."""
+    disk = MemoryDisk()
+    chunk = open_store(disk).create(1, 1)
+    chunk.write([(0, b"one")])
+    chunk.write([(3, b"two")], sync=True)
+    if reopen:
+        disk.kill()
+        chunk = open_store(disk).get(1)
+    pages = disk.contents(chunk.path)[: fmt.TABLE_START]
+    for number in range(appends):
+        chunk.write([(6 + number, b"?")])
+    now = disk.contents(chunk.path)
+    for start in range(0, fmt.TABLE_START, fmt.PAGE_BYTES):
+        if now[start : start + fmt.PAGE_BYTES] != pages[start : start + fmt.PAGE_BYTES]:
+            disk.corrupt(chunk.path, start + 40)
+    disk.kill()
+    store = open_store(disk, boot_id="after")
+    again = store.get(1)
+    assert bytes(again.read(0, 100)) == b"onetwo" and not again.corrupt
+    again.write([(6, b"three")], sync=True)
+    store.settle_all()
+    disk.kill()
+    last = open_store(disk, boot_id="after").get(1)
+    assert bytes(last.read(0, 100)) == b"onetwothree" and not last.corrupt
