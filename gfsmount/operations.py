@@ -39,11 +39,12 @@ log = logging.getLogger(__name__)
 # The client gives up after `timeout`; this much later the driver gives up on the client.
 GRACE_SECONDS = 5.0
 
-_BY_NAME = ("create", "mknod", "mkdir", "symlink", "link", "unlink", "rmdir", "rename")
+# `setxattr` is one of these because of gfs.snapshot, whose value is a path.
+_BY_NAME = ("create", "mknod", "mkdir", "symlink", "link", "unlink", "rmdir", "rename", "setxattr")
 # An inode that is gone is answered ESTALE, on which the kernel looks its name up again.
 _BY_INODE = (
     *("setattr", "access", "open", "readlink", "opendir", "statfs"),
-    *("getxattr", "setxattr", "listxattr", "removexattr"),
+    *("getxattr", "listxattr", "removexattr"),
     *("flush", "fsync", "release", "readdir", "releasedir", "fsyncdir"),
 )
 # Mostly answered from memory, where a cancel scope (13 us) would be a tenth of the whole: bounded by the client alone.
@@ -130,7 +131,7 @@ def _guarded_lookup(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awa
     return guard
 
 
-Operations.lookup = _guarded_lookup(Operations.lookup)  # type: ignore[method-assign]
+Operations.lookup = _guarded_lookup(Operations.lookup)  # type: ignore[method-assign,assignment]
 for _name in _BY_NAME:
     setattr(Operations, _name, _guarded(getattr(Operations, _name), errno.ENOENT))
 for _name in _BY_INODE:

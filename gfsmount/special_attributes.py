@@ -39,6 +39,8 @@ class SpecialAttributes:
                 return b"%d" % offset
         elif name == b"gfs.mount_info":
             return json.dumps(self._mount_info()).encode()
+        elif name == b"gfs.mount_info":
+            return json.dumps(self._client.info()).encode()
         elif name == b"gfs.fileinfo":
             attr = await self._client.getattr(self._real(inode))
             if attr.type == FileType.FILE:

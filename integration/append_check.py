@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
+from gfscore.storage.chunk_format import data_start
+
 
 class Acknowledged(NamedTuple):
     offset: int
@@ -46,11 +48,9 @@ def file_info(gfs: Path, path: Path) -> dict:
 
 
 def replica_bytes(path: str, length: int, chunk_bytes: int) -> bytes:
-    """The chunk's data out of a chunk file: behind the header and the checksum table (docs/chunk_format.md)."""
-    blocks = chunk_bytes // 65536
-    start = 8192 + (4 * blocks + 4095) // 4096 * 4096
+    """The chunk's data out of a chunk file: behind the headers and the checksum table (docs/chunk_format.md)."""
     with open(path, "rb") as file:
-        file.seek(start)
+        file.seek(data_start(chunk_bytes))
         return file.read(length)
 
 

@@ -25,7 +25,6 @@ import trio
 
 from gfscore.env.real import ThreadRunner
 from gfscore.env.real_disk import RealDisk
-from gfscore.errors import GfsError
 from gfscore.ids import ROOT_INODE
 from gfscore.metadata import chunks, create, lengths, lookup
 from gfscore.metadata.inodes import FileType, load
@@ -222,16 +221,17 @@ def restart_process(root: Path, gfs: str) -> dict[str, float]:
 
 async def _first_answer(process: subprocess.Popen[bytes], port: int) -> float:
     """The time (perf_counter) at which the master first answered."""
-    channel = RealTransport().control_channel("127.0.0.1", port, "Master")
     with trio.fail_after(60):
-        while True:
+        while True:  # by hand: a gRPC channel that was refused once waits a second before it tries again
             if process.poll() is not None:
                 raise SystemExit(f"the master ended with status {process.returncode}; see master.out in its directory")
             try:
-                await channel.call("GetAttr", pb.InodeRequest(inode=ROOT_INODE), timeout=1.0)
+                await (await trio.open_tcp_stream("127.0.0.1", port)).aclose()
                 break
-            except GfsError:
-                await trio.sleep(0.02)
+            except OSError:
+                await trio.sleep(0.01)
+        channel = RealTransport().control_channel("127.0.0.1", port, "Master")
+        await channel.call("GetAttr", pb.InodeRequest(inode=ROOT_INODE), timeout=60.0)
     answered = time.perf_counter()
     await channel.aclose()
     return answered
@@ -264,7 +264,10 @@ def main() -> None:
     parser.add_argument("--gfs", default=str(Path(sys.executable).with_name("gfs")), help="the gfs command")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    root = options.root or Path(tempfile.mkdtemp(prefix="bench-master-"))
+    root = (options.root or Path(tempfile.mkdtemp(prefix="bench-master-"))).absolute()
+    root.mkdir(parents=True, exist_ok=True)
+    if (root / STATE).exists():
+        parser.error(f"{root} has a state already; give a new directory")
     try:
         has_gfs = shutil.which(options.gfs) is not None
         if has_gfs:

@@ -1,4 +1,4 @@
-"""Every file command of `gfs` on a running cluster, by mounted path and by gfs:// address, against what the mount says."""
+"""Every file command of `gfs` on a running cluster, by path and by gfs:// address, against what the mount shows."""
 
 from __future__ import annotations
 

@@ -48,8 +48,8 @@ ONLY_IN = {
     "click": ("gfsmount.cli",),
     "rich": ("gfsmount.cli",),
 }
-# In-memory twins of the outside world: shipped, and used by tests only.
-TWINS = ("gfscore.env.memory", "gfscore.rpc.memory")
+# Shipped for tests, ours and those of programs on the library: in-memory twins, and the checker of the metadata.
+FOR_TESTS = ("gfscore.env.memory", "gfscore.rpc.memory", "gfscore.metadata.validate")
 # Started by name: by pip's scripts, `python -m`, or programs that use the library.
 ENTRY_POINTS = {"gfsmount.cli.main", "gfsmount.cli.__main__", "gfsmount.cli.mount_helper", "gfscore.client.sync"}
 
@@ -167,7 +167,7 @@ def test_every_module_is_imported_by_somebody() -> None:
     used = {name for module in MODULES for name in imports(module, at_runtime=False) if name != module}
     used |= ENTRY_POINTS | {f"gfsmount.cli.{module}" for module, _ in COMMANDS.values()}
     packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
-    assert not [name for name in sorted(set(MODULES) - used - packages) if not name.startswith(TWINS)]
+    assert not [name for name in sorted(set(MODULES) - used - packages) if not name.startswith(FOR_TESTS)]
 
 
 def test_every_command_has_its_module_with_help() -> None:

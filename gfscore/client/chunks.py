@@ -43,7 +43,8 @@ class Chunks:
         self._options = options
         self._locations: dict[int, dict[int, pb.ChunkLocation]] = {}
         self._grants: dict[int, dict[int, ChunkGrant]] = {}
-        self._asking: dict[tuple[int, int], trio.Event] = {}
+        self._asking: dict[tuple[int, int], trio.Event] = {}  # (inode, index) -> when the grant is here
+        self._locating: dict[tuple[int, int], trio.Event] = {}  # (inode, first index) -> when the locations are here
         self.sole_writer: set[int] = set()
 
     # ------------------------------------------------------------ reading
@@ -54,12 +55,26 @@ class Chunks:
 
     async def locate(self, inode: int, index: int) -> pb.ChunkLocation | None:
         """The chunk's location, None where the file has a hole or ends. Asks for the next few chunks too [0091]."""
-        known = self.known_location(inode, index)
-        if known is not None:
-            return known if known.handle else None
+        first = index - index % self._options.locate_ahead_chunks
+        key = (inode, first)
+        while True:
+            known = self.known_location(inode, index)
+            if known is not None:
+                return known if known.handle else None
+            locating = self._locating.get(key)
+            if locating is None:
+                break
+            await locating.wait()
+        self._locating[key] = trio.Event()
+        try:
+            return await self._locate(inode, index, first)
+        finally:
+            self._locating.pop(key).set()
+
+    async def _locate(self, inode: int, index: int, first: int) -> pb.ChunkLocation | None:
         generation = self._cache.generation
-        ranges = [pb.LocateRequest.Range(inode=inode, first=index, count=self._options.locate_ahead_chunks)]
-        if index == 0:
+        ranges = [pb.LocateRequest.Range(inode=inode, first=first, count=self._options.locate_ahead_chunks)]
+        if first == 0:
             ranges += self._ranges_of_siblings(inode)
         reply = await self._session.call("Locate", pb.LocateRequest(ranges=ranges))
         found: pb.ChunkLocation | None = None

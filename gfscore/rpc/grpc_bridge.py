@@ -9,9 +9,13 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+# The C library's own log lines say again, on stderr, what is raised here as an error.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 import outcome

@@ -50,12 +50,13 @@ def write_behind(
 
 
 def write_zeros(live: OpenChunk, committed: tuple[int, int], end: int) -> tuple[int, int]:
-    """Extend with zeros to `end`, sparsely; the new (length, tail checksum)."""
+    """Extend with zeros to `end`, as a hole that the file's size includes; the new (length, tail checksum)."""
     position, tail = committed
     state = live.state
     if state.physical_end > position:
         live.file.truncate(state.data_start + position)
-        state.physical_end = position
+    live.file.truncate(state.data_start + end)
+    state.physical_end = end
     completed: list[int] = []
     tail = ext.extend_crc_zeros(tail, position, end, completed)
     write_table(live, position // BLOCK_BYTES, completed)

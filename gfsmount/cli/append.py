@@ -20,7 +20,7 @@ def command(file: str, record: str | None, lines: bool, as_json: bool, master: s
     import os
 
     from gfscore.errors import Code, GfsError
-    from gfsmount.cli.cluster_client import Session, on_cluster
+    from gfsmount.cli.cluster_client import Session, about, on_cluster
     from gfsmount.cli.output import print_json
     from gfsmount.cli.targets import target
     from gfsmount.cli.transfer import read_input
@@ -29,11 +29,13 @@ def command(file: str, record: str | None, lines: bool, as_json: bool, master: s
     offsets: list[int] = []
 
     async def work(session: Session) -> None:
-        handle = await session.paths.open(where.path, write=True, create=True)
+        with about(where):
+            handle = await session.paths.open(where.path, write=True, create=True)
         most = session.client.chunk_size // 4
 
         async def one(data: bytes) -> None:
-            offset = await handle.append(data)
+            with about(where):
+                offset = await handle.append(data)
             offsets.append(offset)
             if not as_json:
                 click.echo(offset)

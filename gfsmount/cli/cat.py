@@ -14,7 +14,7 @@ from gfsmount.cli.options import master_option
 @master_option
 def command(paths: tuple[str, ...], master: str | None) -> None:
     """Write files to standard output."""
-    from gfsmount.cli.cluster_client import Session, on_cluster
+    from gfsmount.cli.cluster_client import Session, about, on_cluster
     from gfsmount.cli.output import Meter
     from gfsmount.cli.targets import targets
     from gfsmount.cli.transfer import into_stream, read_file
@@ -23,7 +23,8 @@ def command(paths: tuple[str, ...], master: str | None) -> None:
 
     async def work(session: Session) -> None:
         for source in sources:
-            file = await session.paths.open(source.path)
+            with about(source):
+                file = await session.paths.open(source.path)
             try:
                 await read_file(file, into_stream(sys.stdout.buffer), Meter())
             finally:

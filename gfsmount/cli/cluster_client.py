@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import os
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import trio
@@ -11,8 +13,37 @@ from gfscore.client import Attr, Client, FileType, open_client
 from gfscore.client.paths import Paths
 from gfscore.errors import Code, GfsError
 from gfsmount.cli.targets import Target
+from gfsmount.errnos import errno_of
 
 T = TypeVar("T")
+
+# For these the reason is the whole story, and the words are those that every other tool uses.
+_PLAIN = frozenset(
+    {
+        Code.NOT_FOUND,
+        Code.EXISTS,
+        Code.NOT_DIRECTORY,
+        Code.IS_DIRECTORY,
+        Code.NOT_EMPTY,
+        Code.NOT_PERMITTED,
+        Code.ACCESS_DENIED,
+        Code.NAME_TOO_LONG,
+        Code.NO_SPACE,
+        Code.READ_ONLY,
+    }
+)
+
+
+@contextmanager
+def about(target: Target) -> Iterator[None]:
+    """Errors of the block say which of the user's paths they are about."""
+    try:
+        yield
+    except GfsError as error:
+        if target.typed in str(error):
+            raise
+        reason = os.strerror(errno_of(error.code)) if error.code in _PLAIN else str(error)
+        raise GfsError(error.code, f"{target.typed}: {reason}") from error
 
 
 class Session:
@@ -23,7 +54,8 @@ class Session:
         self.paths = Paths(client)
 
     async def stat(self, target: Target, *, follow: bool = True) -> Attr:
-        return await self.paths.stat(target.path, follow)
+        with about(target):
+            return await self.paths.stat(target.path, follow)
 
     async def stat_or_none(self, target: Target) -> Attr | None:
         try:

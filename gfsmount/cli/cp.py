@@ -19,7 +19,7 @@ def command(sources: tuple[str, ...], destination: str, reflink: bool, recursive
     """Copy SOURCE to DESTINATION, or all sources into it if it is a directory."""
     from gfscore.client import FileType
     from gfscore.errors import Code, GfsError
-    from gfsmount.cli.cluster_client import Session, on_cluster
+    from gfsmount.cli.cluster_client import Session, about, on_cluster
     from gfsmount.cli.output import meter
     from gfsmount.cli.targets import targets
     from gfsmount.cli.transfer import copy
@@ -33,10 +33,11 @@ def command(sources: tuple[str, ...], destination: str, reflink: bool, recursive
                 attr = await session.stat(source)
                 if attr.type == FileType.DIRECTORY and not recursive:
                     raise GfsError(Code.IS_DIRECTORY, f"{source.typed} is a directory: add -r to copy it")
-                if reflink:
-                    await _reflink(session, source.path, place.path)
-                else:
-                    await copy(session, source, attr, place, recursive, progress)
+                with about(place):
+                    if reflink:
+                        await _reflink(session, source.path, place.path)
+                    else:
+                        await copy(session, source, attr, place, recursive, progress)
 
     async def _reflink(session: Session, source: str, place: str) -> None:
         """A snapshot never replaces; like cp, replace a file that is there, in one step."""

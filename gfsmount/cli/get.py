@@ -18,7 +18,7 @@ from gfsmount.cli.options import master_option
 @master_option
 def command(sources: tuple[str, ...], destination: str, recursive: bool, master: str | None) -> None:
     """Copy files to the local path LOCAL, or into it if it is a directory. "-" is standard output."""
-    from gfsmount.cli.cluster_client import Session, on_cluster
+    from gfsmount.cli.cluster_client import Session, about, on_cluster
     from gfsmount.cli.output import Meter, meter
     from gfsmount.cli.targets import targets
     from gfsmount.cli.transfer import get, into_stream, read_file
@@ -32,7 +32,8 @@ def command(sources: tuple[str, ...], destination: str, recursive: bool, master:
         with meter("copying out", shown_when=destination != "-") as progress:
             for source in wanted:
                 if destination == "-":
-                    file = await session.paths.open(source.path)
+                    with about(source):
+                        file = await session.paths.open(source.path)
                     try:
                         await read_file(file, into_stream(sys.stdout.buffer), Meter())
                     finally:

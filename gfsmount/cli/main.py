@@ -68,12 +68,15 @@ class CommandGroup(click.Group):
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="gfsmount", prog_name="gfs")
-def cli() -> None:
+@click.option("--master", metavar="HOST:PORT", help="The cluster to talk to.")
+def cli(master: str | None) -> None:
     """The Google File System, mountable.
 
     A PATH is a path below a mount, or gfs://HOST:PORT/path. The cluster is the one named by --master or
     GFS_MASTER, else that of the mount the path lies on, else the local cluster of ./var.
     """
+    if master:
+        os.environ["GFS_MASTER"] = master
 
 
 def main() -> NoReturn:

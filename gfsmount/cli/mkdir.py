@@ -13,13 +13,14 @@ from gfsmount.cli.options import master_option
 @master_option
 def command(paths: tuple[str, ...], parents: bool, master: str | None) -> None:
     """Make directories."""
-    from gfsmount.cli.cluster_client import Session, on_cluster
+    from gfsmount.cli.cluster_client import Session, about, on_cluster
     from gfsmount.cli.targets import targets
 
     wanted = targets(paths, master)
 
     async def work(session: Session) -> None:
         for where in wanted:
-            await (session.paths.makedirs(where.path) if parents else session.paths.mkdir(where.path))
+            with about(where):
+                await (session.paths.makedirs(where.path) if parents else session.paths.mkdir(where.path))
 
     on_cluster(wanted[0].address, work)

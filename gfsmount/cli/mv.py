@@ -13,7 +13,7 @@ from gfsmount.cli.options import master_option
 @master_option
 def command(sources: tuple[str, ...], destination: str, master: str | None) -> None:
     """Rename SOURCE to DESTINATION, or move all sources into it if it is a directory."""
-    from gfsmount.cli.cluster_client import Session, on_cluster
+    from gfsmount.cli.cluster_client import Session, about, on_cluster
     from gfsmount.cli.targets import targets
 
     *from_where, into = targets([*sources, destination], master)
@@ -21,6 +21,8 @@ def command(sources: tuple[str, ...], destination: str, master: str | None) -> N
     async def work(session: Session) -> None:
         placed = await session.placed([source.name for source in from_where], into)
         for source, place in zip(from_where, placed, strict=True):
-            await session.paths.rename(source.path, place.path)
+            await session.stat(source, follow=False)
+            with about(place):
+                await session.paths.rename(source.path, place.path)
 
     on_cluster(into.address, work)

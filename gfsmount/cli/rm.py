@@ -16,7 +16,7 @@ def command(paths: tuple[str, ...], recursive: bool, force: bool, master: str | 
     """Remove files, and with -r directories."""
     from gfscore.client import FileType
     from gfscore.errors import Code, GfsError
-    from gfsmount.cli.cluster_client import Session, on_cluster
+    from gfsmount.cli.cluster_client import Session, about, on_cluster
     from gfsmount.cli.targets import targets
 
     unwanted = targets(paths, master)
@@ -29,7 +29,8 @@ def command(paths: tuple[str, ...], recursive: bool, force: bool, master: str | 
                     raise GfsError(
                         Code.IS_DIRECTORY, f"{where.typed} is a directory: add -r to remove it and all below"
                     )
-                await session.paths.remove(where.path, recursive)
+                with about(where):
+                    await session.paths.remove(where.path, recursive)
             except GfsError as error:
                 if not (force and error.code is Code.NOT_FOUND):
                     raise

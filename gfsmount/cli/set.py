@@ -17,7 +17,7 @@ def command(path: str, settings: tuple[str, ...], as_json: bool, master: str | N
 
     What is created below a directory later inherits them.
     """
-    from gfsmount.cli.cluster_client import Session, on_cluster
+    from gfsmount.cli.cluster_client import Session, about, on_cluster
     from gfsmount.cli.output import print_json
     from gfsmount.cli.targets import target
     from gfsmount.cli.usage import UsageProblem
@@ -31,7 +31,9 @@ def command(path: str, settings: tuple[str, ...], as_json: bool, master: str | N
     where = target(path, master)
 
     async def work(session: Session) -> dict[str, str]:
-        return await session.client.set_policy((await session.stat(where)).inode, values)
+        attr = await session.stat(where)
+        with about(where):
+            return await session.client.set_policy(attr.inode, values)
 
     now = on_cluster(where.address, work)
     if as_json:

@@ -13,12 +13,14 @@ from gfsmount.cli.options import master_option
 @master_option
 def command(source: str, destination: str, master: str | None) -> None:
     """Copy the file or tree SOURCE to DESTINATION at once; both share their chunks until one is written."""
-    from gfsmount.cli.cluster_client import Session, on_cluster
+    from gfsmount.cli.cluster_client import Session, about, on_cluster
     from gfsmount.cli.targets import targets
 
     original, copy = targets([source, destination], master)
 
     async def work(session: Session) -> None:
-        await session.paths.snapshot(original.path, copy.path)
+        await session.stat(original)
+        with about(copy):
+            await session.paths.snapshot(original.path, copy.path)
 
     on_cluster(copy.address, work)

@@ -13,7 +13,7 @@ import trio
 from gfscore.client import Attr, FileType, OpenFile
 from gfscore.client.paths import split
 from gfscore.errors import Code, GfsError
-from gfsmount.cli.cluster_client import Session
+from gfsmount.cli.cluster_client import Session, about
 from gfsmount.cli.output import Meter
 from gfsmount.cli.targets import Target
 
@@ -68,7 +68,8 @@ async def open_new(session: Session, target: Target, mode: int = 0o644) -> OpenF
     if there is not None:
         return await session.client.open(there.inode, write=True, truncate=True)
     parent, name = split(target.path)
-    directory = await session.paths.stat(parent)
+    with about(target):
+        directory = await session.paths.stat(parent)
     _, file = await session.client.create_file(directory.inode, name, mode, os.getuid(), os.getgid(), exclusive=False)
     return file
 

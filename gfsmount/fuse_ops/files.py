@@ -12,7 +12,6 @@ import os
 import pyfuse3
 
 from gfscore.client import AttrChanges
-from gfscore.ids import APPEND_FRACTION
 from gfsmount.callers import thread_group
 from gfsmount.context import HandlerContext
 from gfsmount.handles import FileHandle
@@ -58,10 +57,7 @@ class FileHandlers(HandlerContext):
         return written
 
     async def _append(self, handle: FileHandle, record: bytes) -> int:
-        """A write longer than a record may be is answered short, as POSIX allows: the caller goes on with the rest."""
-        longest = self.client.chunk_size // APPEND_FRACTION
-        if len(record) > longest:
-            record = record[:longest]
+        """All of it or nothing: one longer than a record may be is refused, not cut."""
         offset = await handle.file.append(record)
         self.append_offsets.remember(handle.inode, handle.process, offset)
         return len(record)

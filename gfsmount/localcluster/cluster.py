@@ -260,13 +260,16 @@ class LocalCluster:
             self._clear_dead_mount(mount)
             return
         self.report(f"unmounting {mount.mountpoint}")
-        if entry is not None and not mounts.unmount(mount.mountpoint):
-            mounts.unmount(mount.mountpoint, lazy=True)  # busy: it goes when its last user does, or below
-        # Unmounted, the driver writes out what it has gathered and ends by itself.
-        if not processes.wait_gone(self.layout, mount.name, _STOP_SECONDS / 3) and entry is not None:
-            processes.stop(self.layout, mount.name, _STOP_SECONDS)
+        if mounts.unmount(mount.mountpoint):
+            # The driver writes out what it has gathered and ends by itself.
+            processes.wait_gone(self.layout, mount.name, _STOP_SECONDS)
+        # Busy with programs that use it: told to stop, the driver writes out, hides the mount and ends.
+        orderly = processes.stop(self.layout, mount.name, _STOP_SECONDS * 2)
+        if not orderly:
+            self.report(f"{mount.name} did not stop by itself and was killed: what it had not written out is lost")
+        if not mounts.unmount(mount.mountpoint, lazy=True) and entry is not None:
             kernel.abort(entry.minor)
-        processes.stop(self.layout, mount.name, _STOP_SECONDS)
+            mounts.unmount(mount.mountpoint, lazy=True)
 
     # ------------------------------------------------------------ stopping
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gfscore.errors import Code, GfsError
-from gfscore.ids import BLOCK_BYTES, CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN
+from gfscore.ids import CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN
 from gfsmount.localcluster.layout import HOST, LAYOUT_VERSION, ClusterSpec, MountSpec, ServerSpec
 from gfsmount.localcluster.ports import free_ports
 
@@ -55,8 +55,8 @@ def describe(known: ClusterSpec | None, options: UpOptions) -> ClusterSpec:
 
 def _check_ranges(options: UpOptions) -> None:
     size = options.chunk_size
-    if size is not None and not (CHUNK_BYTES_MIN <= size <= CHUNK_BYTES_MAX and size % BLOCK_BYTES == 0):
-        raise GfsError(Code.INVALID, "--chunk-size must be 1MiB to 1GiB and a multiple of 64KiB")
+    if size is not None and not (CHUNK_BYTES_MIN <= size <= CHUNK_BYTES_MAX and size % CHUNK_BYTES_MIN == 0):
+        raise GfsError(Code.INVALID, "--chunk-size must be 1MiB to 1GiB and a multiple of 1MiB")
     for value, name, least, most in (
         (options.chunkservers, "--chunkservers", 1, _CHUNKSERVERS_MAX),
         (options.replication, "--replication", 1, _REPLICATION_MAX),
@@ -77,8 +77,13 @@ def _check_unchanged(spec: ClusterSpec, options: UpOptions) -> None:
         if asked is not None and asked != there:
             raise GfsError(
                 Code.INVALID,
-                f"this cluster was made with {name} {there:g}, not {asked:g}: leave it out, or use another --root",
+                f"this cluster was made with {name} {_text(name, there)}, not {_text(name, asked)}: "
+                "leave it out, or use another --root",
             )
+
+
+def _text(name: str, value: float) -> str:
+    return f"{value / CHUNK_BYTES_MIN:g}MiB" if name == "--chunk-size" else f"{value:g}"
 
 
 def _add_chunkservers(spec: ClusterSpec, count: int, ports: Iterator[int]) -> None:

@@ -18,7 +18,9 @@ from gfsmount.mount_options import MountConfig, parse_options
 
 
 class Elsewhere(FakeClient):
-    """`setfattr -n user.elsewhere` on a file does what another client would do: removes it, or changes its content."""
+    """Setting `user.elsewhere` does what another client would do: changes the file's content, or with
+    `remove DIRECTORY-INODE NAME` removes a name in a directory other than the file's own, whose lock the kernel holds.
+    """
 
     async def setxattr(self, inode: int, name: bytes, value: bytes) -> None:
         if name != b"user.elsewhere":
@@ -26,9 +28,9 @@ class Elsewhere(FakeClient):
             return
         assert self.on_invalidate is not None
         if value.startswith(b"remove "):
-            target = value.removeprefix(b"remove ")
-            await self.unlink(inode, target)
-            await self.on_invalidate(Invalidation(inode, [target], True, False))
+            _, directory, target = value.split(b" ")
+            await self.unlink(int(directory), target)
+            await self.on_invalidate(Invalidation(int(directory), [target], True, False))
         else:
             self.data[inode][:] = value
             self.touch(inode)

@@ -64,6 +64,15 @@ def test_who_gives_up_waiting_lets_the_others_pass() -> None:
     assert locks.release("writer") == ["second"]
 
 
+def test_who_waits_holds_what_comes_before_and_nothing_behind() -> None:
+    locks = LockTable()
+    locks.try_acquire("file", [], [FILE])
+    assert not locks.acquire_or_queue("waiter", [], [FILE, DIRECTORY, CHUNK])
+    assert not locks.try_acquire("other", [DIRECTORY], [])
+    assert locks.try_acquire("other", [CHUNK], [])
+    assert locks.release("file") == [] and locks.release("other") == ["waiter"]
+
+
 def test_chunk_locks_can_be_added_behind_the_others() -> None:
     locks = LockTable()
     assert locks.try_acquire("a", [DIRECTORY], [FILE]) and locks.acquire_or_queue("a", [DIRECTORY], [FILE, CHUNK])

@@ -35,6 +35,12 @@ def test_the_table_stays_small_and_open_requests_stay(state: State) -> None:
     assert len(list(state.tables.range(REQUESTS, b"", None))) <= FORGET_BATCH + 2
 
 
+def test_only_what_lies_below_the_mark_is_forgotten(state: State) -> None:
+    for request in range(1, 100):
+        note(state, 7, request, request - 1, (request,))
+        assert request == 1 or outcome(state.tables, 7, request - 1) == (request - 1,)
+
+
 def test_a_late_duplicate_of_a_forgotten_request_is_not_done_again(state: State) -> None:
     for request in range(1, 50):
         note(state, 7, request, request, (request,))

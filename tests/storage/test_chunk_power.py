@@ -123,7 +123,7 @@ def test_torn_header_pages_never_take_the_synced_one(appends: int, reopen: bool)
     """Every header page that was written since the last sync is torn inside: the synced state is still found."""
     disk = MemoryDisk()
     chunk = open_store(disk).create(1, 1)
-    chunk.write([(0, b"one")])
+    chunk.write([(0, b"one")], sync=True)
     chunk.write([(3, b"two")], sync=True)
     if reopen:
         disk.kill()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gfscore.errors import Code, GfsError
-from gfscore.ids import BLOCK_BYTES, CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN
+from gfscore.ids import CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN
 from gfscore.metadata.policies import REPLICATION_MAX
 
 _HEARTBEATS_PER_SESSION = 10
@@ -30,10 +30,10 @@ class MasterConfig:
     log_level: str = "INFO"
 
     def __post_init__(self) -> None:
-        if not CHUNK_BYTES_MIN <= self.chunk_size <= CHUNK_BYTES_MAX or self.chunk_size % BLOCK_BYTES:
+        if not CHUNK_BYTES_MIN <= self.chunk_size <= CHUNK_BYTES_MAX or self.chunk_size % CHUNK_BYTES_MIN:
             raise GfsError(
                 Code.INVALID,
-                f"chunk_size = {self.chunk_size} is not a multiple of {BLOCK_BYTES} "
+                f"chunk_size = {self.chunk_size} is not a multiple of {CHUNK_BYTES_MIN} "
                 f"from {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX}",
             )
         if not 1 <= self.replication <= REPLICATION_MAX:

@@ -65,7 +65,7 @@ class Fencing:
         A chunk of which no replica answered has an empty set in the result, and keeps its version. `truncate`: cut the
         replicas to so many bytes as well.
         """
-        await self._servers.wait_for(handles, REPORT_WAIT_SECONDS)
+        await self._servers.wait_for_sets(handles, REPORT_WAIT_SECONDS)
         busy = [handle for handle in handles if handle not in self._servers.busy]
         self._servers.busy.update(busy)
         try:
@@ -81,9 +81,7 @@ class Fencing:
         finally:
             self._servers.busy.difference_update(busy)
 
-    def _first_round(
-        self, results: dict[int, Fenced], exclude: Collection[str], truncate: int | None
-    ) -> list[Wanted]:
+    def _first_round(self, results: dict[int, Fenced], exclude: Collection[str], truncate: int | None) -> list[Wanted]:
         wanted = []
         for handle in results:
             chunk = find_chunk(self._state.tables, handle)
@@ -152,7 +150,7 @@ class Fencing:
         The new handle is logged as taken before any server sees it, the mapping only when the copies exist; dying in
         between leaves orphaned chunks. The new handle and its servers. Raises NOT_READY when nobody could copy it.
         """
-        await self._servers.wait_for([handle], REPORT_WAIT_SECONDS)
+        await self._servers.wait_for_sets([handle], REPORT_WAIT_SECONDS)
         reserving = self._state.begin()
         new_handle = reserving.tick()
         self._servers.busy.add(new_handle)

@@ -140,16 +140,15 @@ class Leasing:
             record = load_file(self._state.tables, record.inode)
             return self.granted(record, index, new_handle, 1, replicas, policy, fresh=False), True
         lease = self._leases.find(handle)
-        if lease is not None and not lease.broken and request.stale_version != lease.version:
+        elsewhere = request.failed_handle not in (0, handle)  # the complaint is of a chunk that was replaced already
+        if lease is not None and not lease.broken and (elsewhere or request.stale_version != lease.version):
             return lease, False
         return await self._grant_again(request, record, index, handle, chunk, lease), True
 
     def _nothing_acknowledged(self, inode: int, chunk: ChunkRecord, request: pb.LeaseRequest) -> bool:
         """Nobody but the one who gives the fresh chunk up could have written to it."""
         return (
-            chunk.version == 1
-            and chunk.references == 1
-            and self._leases.writers.is_sole(inode, request.id.client_id)
+            chunk.version == 1 and chunk.references == 1 and self._leases.writers.is_sole(inode, request.id.client_id)
         )
 
     def _fill_hole(self, record: InodeRecord, index: int, avoid: list[str]) -> GrantedLease:

@@ -212,4 +212,3 @@ class Namespace:
             return pb.AttrReply(attr=attr_of(record), parent=attr_of(directory)), self._sessions.told(items, session)
 
         return self._calls.quick(keys, operation)
-

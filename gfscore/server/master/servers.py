@@ -13,6 +13,7 @@ import trio
 from gfscore.env import Env
 from gfscore.errors import Code, GfsError
 from gfscore.ids import PROTOCOL_VERSION
+from gfscore.metadata.chunks import find_chunk
 from gfscore.metadata.keys import pack8
 from gfscore.metadata.placement import ServerLoad, choose_servers
 from gfscore.metadata.tables import COUNTERS
@@ -29,6 +30,7 @@ _SUSPECT_HEARTBEATS = 4
 _DRIFT = 1.05  # the master waits longer than a server counts: clocks differ (rule 4)
 _DECAY_SECONDS = 10.0
 _PING_SECONDS = 1.0
+_GATHERING_SECONDS = 5.0  # in which the servers of before a restart come back, as a rule
 
 Replicas = tuple["ServerState", ...]
 
@@ -73,6 +75,7 @@ class Servers:
         self._secret = secret_of(state)
         self._sets: dict[tuple[str, ...], Replicas] = {}  # equal sets are one tuple: a million chunks share a few
         self._changed = trio.Event()
+        self._gathering_until = env.clock.boottime() + _GATHERING_SECONDS
         self._decayed = env.clock.boottime()
         prefix = _KNOWN
         self._awaited = {
@@ -305,11 +308,23 @@ class Servers:
     async def wait_for(self, handles: list[int], seconds: float) -> None:
         """Until each chunk has a live replica or every server that may have one has reported; `seconds` at most."""
         with trio.move_on_after(seconds):
-            while not self.heard_all and any(self._nowhere(handle) for handle in handles):
+            while not self.heard_all and any(self._live(handle) == 0 for handle in handles if handle):
                 await self._changed.wait()
 
-    def _nowhere(self, handle: int) -> bool:
-        return handle != 0 and all(server.gone for server in self.replicas(handle))
+    async def wait_for_sets(self, handles: list[int], seconds: float) -> None:
+        """As `wait_for`; shortly after a start until each chunk has all the replicas it should have, lest the first
+        new version leaves out a server that is just about to register."""
+        await self.wait_for(handles, seconds)
+        with trio.move_on_after(max(0.0, self._gathering_until - self._env.clock.boottime())):
+            while not self.heard_all and any(self._live(handle) < self._goal(handle) for handle in handles):
+                await self._changed.wait()
+
+    def _live(self, handle: int) -> int:
+        return sum(not server.gone for server in self.replicas(handle))
+
+    def _goal(self, handle: int) -> int:
+        chunk = find_chunk(self._state.tables, handle)
+        return 0 if chunk is None else chunk.goal
 
     def _note_completeness(self) -> None:
         awaited = self._awaited

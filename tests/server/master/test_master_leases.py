@@ -1,0 +1,205 @@
+"""Grants, versions and lengths, with chunkservers that do as told."""
+
+from __future__ import annotations
+
+import hmac
+from hashlib import sha256
+from typing import Any
+
+import pytest
+import trio
+
+from gfscore.errors import Code, GfsError
+from gfscore.proto import gfs_pb2 as pb
+
+
+async def test_create_brings_a_signed_grant_without_asking_chunkservers(world: Any, autojump_clock: Any) -> None:
+    servers = await world.three_servers()
+    secret = (await servers["a"].call("Register", _register("a"))).secret
+    client = await world.client("c1")
+    reply = await client.create(b"f", with_chunk=True)
+    body = pb.GrantBody.FromString(reply.grant.body)
+    assert hmac.digest(secret, reply.grant.body, "sha256") == reply.grant.signature
+    assert hmac.new(secret, reply.grant.body, sha256).digest() == reply.grant.signature
+    assert {replica.id for replica in body.replicas} == {"a", "b", "c"}
+    assert body.fresh and body.version == 1 and body.primary == body.replicas[0].id
+    assert reply.attr.length_pending
+    assert all(server.asked == [] for server in servers.values())
+
+
+def _register(name: str) -> pb.RegisterRequest:
+    address = pb.Address(host=name, port=1, control_port=2)
+    return pb.RegisterRequest(protocol=1, server_id=name, address=address, total_bytes=1 << 40, incarnation=1)
+
+
+async def test_a_second_writer_gets_the_same_grant_and_the_first_is_told(world: Any, autojump_clock: Any) -> None:
+    await world.three_servers()
+    one, two = await world.client("c1"), await world.client("c2")
+    made = await one.create(b"f", with_chunk=True)
+    reply, _ = await two.lease(made.attr.inode, last=True)
+    assert reply.grant.body == made.grant.body and reply.index == 0 and not reply.sole_writer
+    assert [item.inode for item in one.heard if item.writers] == [made.attr.inode]
+
+
+async def test_an_unreachable_primary_is_fenced_off_by_a_new_version(world: Any, autojump_clock: Any) -> None:
+    servers = await world.three_servers()
+    client = await world.client("c1")
+    made = await client.create(b"f", with_chunk=True)
+    old = pb.GrantBody.FromString(made.grant.body)
+    world.written(old, 100)
+    world.network.disconnect("m", old.primary)
+    before = trio.current_time()
+    _, new = await client.lease(made.attr.inode, stale_version=1, avoid=[old.primary])
+    assert trio.current_time() - before < 5
+    assert new.version == 2 and not new.fresh and new.primary != old.primary
+    assert old.primary not in {replica.id for replica in new.replicas} and len(new.replicas) == 2
+    assert all(servers[replica.id].replicas[new.handle] == (2, 100) for replica in new.replicas)
+    assert servers[old.primary].replicas[old.handle] == (1, 100)
+
+
+async def test_a_failed_fresh_chunk_is_replaced_by_another(world: Any, autojump_clock: Any) -> None:
+    servers = await world.three_servers()
+    client = await world.client("c1")
+    made = await client.create(b"f", with_chunk=True)
+    old = pb.GrantBody.FromString(made.grant.body)
+    _, new = await client.lease(made.attr.inode, failed_handle=old.handle, stale_version=1, avoid=[old.primary])
+    assert new.fresh and new.handle != old.handle
+    _, body = await client.lease(made.attr.inode, failed_handle=old.handle, stale_version=1)
+    assert body.handle == new.handle
+    servers["a"].replicas[old.handle] = (1, 5)  # it was created there all the same
+    await servers["a"].beat()
+    await servers["a"].beat()
+    assert old.handle in servers["a"].collected
+
+
+async def test_two_leases_on_the_next_chunk_create_one(world: Any, autojump_clock: Any) -> None:
+    await world.three_servers()
+    one, two = await world.client("c1"), await world.client("c2")
+    inode = (await one.create(b"f", with_chunk=True)).attr.inode
+    handles: set[int] = set()
+
+    async def ask(client: Any) -> None:
+        handles.add((await client.lease(inode, 1))[1].handle)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, one)
+        nursery.start_soon(ask, two)
+    assert len(handles) == 1
+
+
+async def test_others_learn_of_a_growing_length_from_the_primary_or_at_the_end(world: Any, autojump_clock: Any) -> None:
+    await world.three_servers()
+    writer, reader = await world.client("w"), await world.client("r")
+    made = await writer.create(b"f", with_chunk=True)
+    body = pb.GrantBody.FromString(made.grant.body)
+    seen = await reader.lookup(b"f")
+    assert seen.attr.length_pending and seen.chunks[0].primary == body.primary
+    await writer.commit(made.attr.inode, 77)
+    assert [item.inode for item in reader.heard if item.attr] == [made.attr.inode]
+    seen = await reader.lookup(b"f")
+    assert seen.attr.size == 77 and not seen.attr.length_pending
+    reader.heard.clear()
+    await writer.lease(made.attr.inode)
+    assert [item.attr for item in reader.heard] == [True]  # from now on the size may be wrong again
+
+
+async def test_a_writer_that_vanishes_leaves_the_length_of_the_replicas(world: Any, autojump_clock: Any) -> None:
+    await world.three_servers()
+    writer, reader = await world.client("w"), await world.client("r")
+    made = await writer.create(b"f", with_chunk=True)
+    world.written(pb.GrantBody.FromString(made.grant.body), 4321)
+    await writer.channel.aclose()
+    await trio.sleep(world.config.lease_seconds * 1.5)
+    seen = await reader.lookup(b"f")
+    assert seen.attr.size == 4321 and not seen.attr.length_pending
+
+
+async def test_after_a_restart_a_pending_length_is_learnt_from_reports(world: Any, autojump_clock: Any) -> None:
+    await world.three_servers()
+    writer = await world.client("w")
+    made = await writer.create(b"f", with_chunk=True)
+    body = pb.GrantBody.FromString(made.grant.body)
+    world.written(body, 999)
+    await world.restart_master()
+    await writer.connect()
+    seen = await writer.lookup(b"f")  # the servers register while it waits
+    assert seen.attr.size == 999 and not seen.attr.length_pending
+    located = await writer.call(
+        "Locate", pb.LocateRequest(ranges=[pb.LocateRequest.Range(inode=made.attr.inode, first=0, count=8)])
+    )
+    assert len(located.files[0].chunks[0].replicas) == 3
+    _, again = await writer.lease(made.attr.inode)
+    assert again.version > 1 and len(again.replicas) == 3
+
+
+async def test_locations_are_not_ready_while_servers_are_awaited(world: Any, autojump_clock: Any) -> None:
+    server = await world.server("a", beating=False)
+    client = await world.client("c1")
+    made = await client.create(b"f", with_chunk=True)
+    world.written(pb.GrantBody.FromString(made.grant.body), 10)
+    await client.commit(made.attr.inode, 10)
+    await world.restart_master()
+    await client.connect()
+    request = pb.LocateRequest(ranges=[pb.LocateRequest.Range(inode=made.attr.inode, first=0, count=1)])
+    assert (await client.call("Locate", request)).files[0].error == Code.NOT_READY
+    with pytest.raises(GfsError) as caught:
+        await client.lease(made.attr.inode)
+    assert caught.value.code is Code.NOT_READY
+    await server.register(world.cluster_id)
+    assert (await client.call("Locate", request)).files[0].chunks[0].replicas[0].id == "a"
+
+
+async def test_truncation_cuts_the_replicas_and_frees_the_rest(world: Any, autojump_clock: Any) -> None:
+    servers = await world.three_servers()
+    client = await world.client("c1")
+    inode = (await client.create(b"f")).attr.inode
+    _, first = await client.lease(inode, 0)
+    _, second = await client.lease(inode, 1)
+    world.written(first, 1 << 20)
+    world.written(second, 500)
+    await client.commit(inode, (1 << 20) + 500)
+    reply = await client.change("SetAttr", pb.SetAttrRequest(inode=inode, size=1000, mode=0o600))
+    assert (reply.attr.size, reply.attr.mode, reply.attr.length_pending) == (1000, 0o600, False)
+    assert all(server.replicas[first.handle] == (2, 1000) for server in servers.values())
+    await trio.sleep(3)
+    assert all(server.collected == [second.handle] for server in servers.values())
+    _, grown = await client.lease(inode, 0)
+    assert grown.length_floor == 1000
+
+
+async def test_an_extended_file_is_appended_to_behind_its_end(world: Any, autojump_clock: Any) -> None:
+    await world.three_servers()
+    client = await world.client("c1")
+    inode = (await client.create(b"f")).attr.inode
+    await client.change("SetAttr", pb.SetAttrRequest(inode=inode, size=(3 << 20) + 5))
+    reply, body = await client.lease(inode, last=True)
+    assert reply.index == 3 and body.length_floor == 5
+
+
+async def test_idle_leases_are_given_back_with_the_length(world: Any, autojump_clock: Any) -> None:
+    servers = await world.three_servers()
+    writer, reader = await world.client("w"), await world.client("r")
+    made = await writer.create(b"f", with_chunk=True)
+    body = pb.GrantBody.FromString(made.grant.body)
+    world.written(body, 64)
+    report = pb.ChunkReport(handle=body.handle, version=1, length=64)
+    reply = await servers[body.primary].beat(released=[report])
+    assert list(reply.confirmed_released) == [body.handle]
+    seen = await reader.lookup(b"f")
+    assert seen.attr.size == 64 and not seen.attr.length_pending
+    _, again = await writer.lease(made.attr.inode)
+    assert again.version == 2
+
+
+async def test_a_replica_that_failed_leaves_no_lease_behind(world: Any, autojump_clock: Any) -> None:
+    servers = await world.three_servers()
+    client = await world.client("c1")
+    made = await client.create(b"f", with_chunk=True)
+    body = pb.GrantBody.FromString(made.grant.body)
+    world.written(body, 10)
+    lost = next(replica.id for replica in body.replicas if replica.id != body.primary)
+    del servers[lost].replicas[body.handle]
+    report = pb.ChunkReport(handle=body.handle, version=1)
+    await servers[body.primary].beat(failed=[report], failed_servers=[lost])
+    _, new = await client.lease(made.attr.inode)
+    assert new.version == 2 and lost not in {replica.id for replica in new.replicas}

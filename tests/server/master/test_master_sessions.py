@@ -1,0 +1,132 @@
+"""Caches of mounts: who is told of what, and when the change is answered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+
+from gfscore.proto import gfs_pb2 as pb
+
+
+async def test_a_change_is_answered_after_the_others_have_forgotten(world: Any, autojump_clock: Any) -> None:
+    writer, reader = await world.client("w"), await world.client("r")
+    await reader.call("List", pb.ListRequest(inode=1))
+    order: list[str] = []
+
+    async def slow() -> None:
+        await trio.sleep(2)
+        order.append("forgotten")
+
+    reader.before_answer = slow
+    await writer.create(b"new")
+    order.append("answered")
+    assert order == ["forgotten", "answered"]
+    assert [(item.inode, list(item.names)) for item in reader.heard] == [(1, [b"new"])]
+    assert writer.heard == []
+
+
+async def test_who_was_not_told_is_not_called_back(world: Any, autojump_clock: Any) -> None:
+    writer, other = await world.client("w"), await world.client("o")
+    plain = await world.client("p", caching=False)
+    directory = (await writer.create(b"d", kind=2)).attr.inode
+    await plain.call("List", pb.ListRequest(inode=directory))
+    await other.call("GetAttr", pb.InodeRequest(inode=1))
+    await writer.create(b"inside", parent=directory)
+    assert other.heard == [] and plain.heard == []
+
+
+async def test_a_session_that_does_not_answer_is_dropped(world: Any, autojump_clock: Any) -> None:
+    writer, stuck = await world.client("w"), await world.client("s")
+    await stuck.call("List", pb.ListRequest(inode=1))
+    stuck.before_answer = trio.sleep_forever
+    before = trio.current_time()
+    await writer.create(b"f")
+    assert 4 < trio.current_time() - before < 7
+    with trio.fail_after(1):
+        await stuck.channel.wait_closed()
+    stuck.before_answer = None
+    await stuck.connect()
+    assert not stuck.hello.resumed
+
+
+async def test_a_broken_stream_resumes_if_nothing_was_missed(world: Any, autojump_clock: Any) -> None:
+    writer, mount = await world.client("w"), await world.client("m1")
+    await mount.call("List", pb.ListRequest(inode=1))
+    await mount.channel.aclose()
+    await trio.sleep(0.1)
+    await mount.connect()
+    assert mount.hello.resumed
+    await writer.create(b"seen")
+    assert [list(item.names) for item in mount.heard] == [[b"seen"]]
+    await mount.channel.aclose()
+    await trio.sleep(0.1)
+    await writer.create(b"missed")
+    await mount.connect()
+    assert not mount.hello.resumed
+
+
+async def test_unlinked_but_open_elsewhere_lives_until_released(world: Any, autojump_clock: Any) -> None:
+    writer, holder = await world.client("w"), await world.client("h")
+    inode = (await writer.create(b"f")).attr.inode
+    await holder.lookup(b"f")
+    holder.held.add(inode)
+    await writer.unlink(b"f")
+    assert any(item.unlinked and item.inode == inode for item in holder.heard)
+    assert (await holder.call("GetAttr", pb.InodeRequest(inode=inode))).attr.nlink == 0
+    await holder.change("Release", pb.ReleaseRequest(inodes=[inode]))
+    assert await _gone(writer, inode)
+
+
+async def test_unlinked_and_not_open_anywhere_is_gone_at_once(world: Any, autojump_clock: Any) -> None:
+    writer, other = await world.client("w"), await world.client("o")
+    inode = (await writer.create(b"f")).attr.inode
+    await other.lookup(b"f")
+    await writer.unlink(b"f")
+    assert await _gone(other, inode)
+
+
+async def test_nobody_can_open_a_file_while_its_unlink_asks_around(world: Any, autojump_clock: Any) -> None:
+    writer, other = await world.client("w"), await world.client("o")
+    inode = (await writer.create(b"f")).attr.inode
+    await other.lookup(b"f")
+    results: list[str] = []
+
+    async def open_it() -> None:
+        results.append("gone" if await _gone(other, inode) else "there")
+
+    async with trio.open_nursery() as nursery:
+
+        async def in_between() -> None:
+            nursery.start_soon(open_it)
+            await trio.sleep(1)
+            results.append("asked")
+            other.before_answer = None
+
+        other.before_answer = in_between
+        await writer.unlink(b"f")
+    assert results == ["asked", "gone"]
+
+
+async def test_held_files_survive_a_restart_if_declared_again(world: Any, autojump_clock: Any) -> None:
+    client, other = await world.client("c"), await world.client("o")
+    kept = (await client.create(b"kept")).attr.inode
+    dropped = (await other.create(b"dropped")).attr.inode
+    await client.unlink(b"kept", hold=True)
+    await other.unlink(b"dropped", hold=True)
+    await world.restart_master()
+    await client.connect(held=[kept])
+    await trio.sleep(world.config.lease_seconds * 1.5)  # `other` never comes back
+    assert not await _gone(client, kept)
+    assert await _gone(client, dropped)
+
+
+async def _gone(client: Any, inode: int) -> bool:
+    from gfscore.errors import Code, GfsError
+
+    try:
+        await client.call("GetAttr", pb.InodeRequest(inode=inode))
+    except GfsError as error:
+        assert error.code is Code.STALE_INODE
+        return True
+    return False
