@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyfuse3
 import trio
 
-from gfscore.errors import Code, GfsError
+from gfscore.errors import Code
 from gfsmount.errnos import errno_of, gfs_error_in, is_ordinary
 from gfsmount.fuse_ops.attributes import AttributeHandlers
 from gfsmount.fuse_ops.create import CreateHandlers
@@ -124,8 +124,8 @@ def _guarded_lookup(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awa
     async def guard(self: Operations, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> Any:
         try:
             entry = self.lookup_now(parent, name)
-        except GfsError as error:
-            raise pyfuse3.FUSEError(errno_of(error.code)) from None
+        except Exception as error:
+            raise pyfuse3.FUSEError(_errno_for(error, "lookup", errno.ENOENT)) from None
         return entry if entry is not None else await guarded(self, parent, name, ctx)
 
     return guard

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -32,21 +31,13 @@ def distance(host: str, rack: str, server: pb.Server) -> int:
     return 6 - shared
 
 
-def local_host() -> str:
-    """The address of this machine as others see it, as far as it is known without asking anybody."""
-    try:
-        return socket.gethostbyname(socket.gethostname())
-    except OSError:
-        return "127.0.0.1"
-
-
 class Chunkservers:
     """One connection per server and lane. A lane keeps large transfers out of the way of small ones."""
 
     def __init__(self, env: Env, rack: str, attempt_seconds: float) -> None:
         self._env = env
         self._rack = rack
-        self._host = local_host()
+        self._host = env.transport.local_host()
         self._attempt_seconds = attempt_seconds
         self._channels: dict[tuple[str, int, str], Channel] = {}
         self._connecting: dict[tuple[str, int, str], trio.Lock] = {}

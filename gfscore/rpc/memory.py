@@ -110,6 +110,9 @@ class MemoryTransport:
         trio.lowlevel.spawn_system_task(connection.run, name=f"memory stream to {host}:{port}")
         return connection
 
+    def local_host(self) -> str:
+        return self._host
+
     def control_channel(self, host: str, port: int, service: str) -> Channel:
         return _MemoryControlChannel(self._network, self._host, host, port, service)
 

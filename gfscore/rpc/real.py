@@ -70,6 +70,12 @@ class RealTransport:
         trio.lowlevel.spawn_system_task(connection.run, name=f"stream to {host}:{port}")
         return connection
 
+    def local_host(self) -> str:
+        try:
+            return socket.gethostbyname(socket.gethostname())
+        except OSError:
+            return "127.0.0.1"
+
     def control_channel(self, host: str, port: int, service: str) -> Channel:
         return ControlChannel(host, port, service)
 

@@ -23,6 +23,7 @@ from gfscore.proto import gfs_pb2 as pb
 from gfscore.rpc import frame
 from gfscore.rpc.bytestream import ByteStream
 from gfscore.rpc.methods import BY_NUMBER, Method, method_named
+from gfscore.rpc.payload import Arriving, Received
 from gfscore.rpc.transport import Handler, Service
 
 log = logging.getLogger(__name__)
@@ -47,61 +48,7 @@ class _Waiter:
         self.receiving = False
 
 
-class _Received:
-    """A payload that is already here."""
-
-    __slots__ = ("_position", "_view", "size")
-
-    def __init__(self, view: memoryview) -> None:
-        self._view = view
-        self._position = 0
-        self.size = len(view)
-
-    async def read_into(self, view: memoryview) -> int:
-        count = min(len(view), self.size - self._position)
-        view[:count] = self._view[self._position : self._position + count]
-        self._position += count
-        return count
-
-    async def read_all(self) -> Buffer:
-        return self._view
-
-
-class _Arriving:
-    """A payload that is still coming; the connection's reader is parked until it is taken or dropped."""
-
-    __slots__ = ("_connection", "_left", "done", "size")
-
-    def __init__(self, connection: StreamConnection, size: int) -> None:
-        self._connection = connection
-        self._left = size
-        self.size = size
-        self.done = trio.Event()
-
-    async def read_into(self, view: memoryview) -> int:
-        if not self._left:
-            return 0
-        count = await self._connection.receive_some(view[: min(len(view), self._left)])
-        self._left -= count
-        if not self._left:
-            self.done.set()
-        return count
-
-    async def read_all(self) -> Buffer:
-        view = memoryview(bytearray(self._left))
-        position = 0
-        while position < len(view):
-            position += await self.read_into(view[position:])
-        return view
-
-    async def drop(self) -> None:
-        scratch = memoryview(bytearray(min(self._left, 64 * 1024)))
-        while self._left:
-            await self.read_into(scratch)
-        self.done.set()
-
-
-_NO_PAYLOAD = _Received(_EMPTY)
+_NO_PAYLOAD = Received(_EMPTY)
 
 
 class _Context:
@@ -109,7 +56,7 @@ class _Context:
 
     __slots__ = ("_connection", "parts", "payload", "release")
 
-    def __init__(self, connection: StreamConnection, payload: _Received | _Arriving) -> None:
+    def __init__(self, connection: StreamConnection, payload: Received | Arriving) -> None:
         self._connection = connection
         self.payload = payload
         self.parts: tuple[Buffer, ...] = ()
@@ -347,7 +294,7 @@ class StreamConnection:
     def _room(self, call: _Call) -> trio.Event | None:
         """What the reader has to wait for: a payload that the handler takes itself, or the end of older calls."""
         payload = call.context.payload
-        if isinstance(payload, _Arriving):
+        if isinstance(payload, Arriving):
             return payload.done
         if self._serving < CALLS_MAX:
             return None
@@ -419,11 +366,11 @@ class StreamConnection:
             raise GfsError(Code.BAD_MESSAGE, f"no method number {number} is served here")
         method = BY_NUMBER[number]
         request = method.request.FromString(header)
-        payload: _Received | _Arriving = _NO_PAYLOAD
+        payload: Received | Arriving = _NO_PAYLOAD
         if payload_bytes > PREFETCHED_PAYLOAD_BYTES:
-            payload = _Arriving(self, payload_bytes)
+            payload = Arriving(self, payload_bytes)
         elif payload_bytes:
-            payload = _Received(await self._take(payload_bytes))
+            payload = Received(await self._take(payload_bytes))
         return _Call(method, call_id, handler, request, _Context(self, payload))
 
     async def _serve(self, call: _Call) -> None:
@@ -439,7 +386,7 @@ class StreamConnection:
                 parts = context.parts
             except Exception as error:
                 kind, reply, parts = frame.ERROR, self._error_reply(call.method, error), ()
-            if isinstance(payload, _Arriving) and not payload.done.is_set():
+            if isinstance(payload, Arriving) and not payload.done.is_set():
                 await payload.drop()
             header = reply.SerializeToString()
             prefix = frame.pack_prefix(kind, call.method.number, call.call_id, len(header), sum(map(len, parts)))
@@ -449,7 +396,7 @@ class StreamConnection:
         finally:
             self._serving -= 1
             self._fewer_calls.set()
-            if isinstance(payload, _Arriving):
+            if isinstance(payload, Arriving):
                 payload.done.set()
             if context.release is not None:
                 context.release()
@@ -463,12 +410,12 @@ class StreamConnection:
     async def _read_reply(self, kind: int, call_id: int, header: memoryview, payload_bytes: int) -> None:
         waiter = self._waiters.get(call_id)
         if waiter is None:  # the caller gave up
-            await _Arriving(self, payload_bytes).drop()
+            await Arriving(self, payload_bytes).drop()
             return
         if kind == frame.ERROR:
             error = pb.Error.FromString(bytes(header))
             result: outcome.Outcome[Any] = outcome.Error(GfsError(code_from_wire(error.code), error.message))
-            await _Arriving(self, payload_bytes).drop()
+            await Arriving(self, payload_bytes).drop()
         else:
             reply = waiter.method.reply.FromString(header)
             payload = _EMPTY

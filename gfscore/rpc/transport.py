@@ -93,6 +93,10 @@ class Transport(Protocol):
         """Connect a framed stream for calls to `service`; `callbacks` are services the peer may call on it."""
         ...
 
+    def local_host(self) -> str:
+        """The address of this machine as others see it, as far as it is known without asking anybody."""
+        ...
+
     def control_channel(self, host: str, port: int, service: str) -> Channel:
         """A gRPC channel (connects by itself, and again)."""
         ...

@@ -93,6 +93,8 @@ async def test_an_unexpected_exception_is_a_logged_eio(
     with caplog.at_level(logging.ERROR):
         assert await failing(operations.getattr(1, ctx)) == errno.EIO
     assert "operation=getattr" in caplog.text and "planted" in caplog.text
+    client.errors["lookup"] = ZeroDivisionError("planted")
+    assert await failing(operations.lookup(1, b"f", ctx)) == errno.EIO
 
 
 async def test_an_operation_that_never_ends_is_given_up(

@@ -94,7 +94,7 @@ class Attributes:
                 await self._cut(request, session)
             record = load(self._state.tables, inode)
             self._data.watch(session, record)
-        items = [Item(inode=inode, attr=True, chunks=True)]
+        items = [Item(inode=inode, attr=True, chunks=True, writers=True)]
         reply = pb.AttrReply(attr=attr_of(record))
         return await self._calls.told(reply, self._sessions.told(items, session))  # type: ignore[no-any-return]
 
@@ -113,6 +113,7 @@ class Attributes:
             self._leases.drop(lease.handle)  # the next grant tells its primary where appends begin now
         tx = self._state.begin()
         done = truncate(tx, inode, size, chunk_size=self._chunk_size, now_ns=self._env.clock.wall_ns())
+        self._forget_other_writers(inode, session)
         record = load_file(tx, inode)
         if record.length_pending:  # nobody holds a lease any more: the size is the truth
             commit_length(tx, inode, size, now_ns=record.mtime_ns, release=True)
@@ -120,6 +121,12 @@ class Attributes:
             self._set_plain(tx, request)
         self._calls.commit(tx, request.id, inode)
         self._servers.freed(done.freed_chunks)
+
+    def _forget_other_writers(self, inode: int, session: Session | None) -> None:
+        """What they wrote before the cut is no length of the file any more; to write again they ask for a lease."""
+        for client in list(self._leases.writers.writers(inode)):
+            if session is None or client != session.client_id:
+                self._leases.writers.remove(inode, client)
 
     async def _cut_boundary(self, inode: int, planned: Truncated) -> None:
         """The chunk in which the file will end loses the bytes behind that end, on all replicas."""

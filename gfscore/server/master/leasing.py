@@ -60,8 +60,10 @@ class Leasing:
     # ------------------------------------------------------------ fresh chunks, without an await
 
     def place(self, t: Transaction, inode: int, avoid: list[str]) -> tuple[Policy, Replicas]:
-        """Where a new chunk of the file goes. Raises NO_SERVERS."""
+        """Where a new chunk of the file goes. Raises NO_SERVERS, also while the servers are still coming back."""
         policy = effective(t, inode, self._defaults)
+        if self._servers.gathering(policy.replication):
+            raise GfsError(Code.NO_SERVERS, "the chunkservers are still coming back after the master's start")
         return policy, self._servers.place(policy.replication, avoid)
 
     def granted(
@@ -90,6 +92,8 @@ class Leasing:
         client = session.client_id if session is not None else 0
         if not client:
             raise GfsError(Code.INVALID, "a lease is for a client with a session: say hello first")
+
+        await self._servers.wait_gathered(self._defaults.replication)
 
         def keys() -> Keys:
             handle = handle_at(self._state.tables, request.inode, self._index(request))

@@ -78,10 +78,16 @@ class Lengths:
             items: list[Item] = []
             now_ns = self._env.clock.wall_ns()
             for length in request.lengths:
-                nobody_left = length.release and self._leases.writers.remove(length.inode, client)
                 try:
+                    counts = self._counts(length.inode, client)
+                    nobody_left = length.release and self._leases.writers.remove(length.inode, client)
                     commit_length(
-                        tx, length.inode, length.size, now_ns=now_ns, mtime_ns=length.mtime_ns, release=nobody_left
+                        tx,
+                        length.inode,
+                        length.size if counts else 0,
+                        now_ns=now_ns,
+                        mtime_ns=length.mtime_ns if counts else 0,
+                        release=nobody_left,
                     )
                 except GfsError as error:
                     if error.code is not Code.STALE_INODE:
@@ -93,6 +99,14 @@ class Lengths:
             return pb.Empty(), self._sessions.told(items, session)
 
         return self._calls.quick(keys, operation)
+
+    def _counts(self, inode: int, client: int) -> bool:
+        """Whether the length that `client` commits may be true: a file that was cut since it wrote must not grow back.
+
+        After a restart the writers are not known; then a length that is pending is taken from anybody.
+        """
+        writers = self._leases.writers.writers(inode)
+        return client in writers or (not writers and load_file(self._state.tables, inode).length_pending)
 
     # ------------------------------------------------------------ asking the replicas
 

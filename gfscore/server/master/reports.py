@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _COLLECT_MAX = 2000  # handles in one answer
 _UNKNOWN_MAX = 100_000  # per server; what does not fit is reported again some day
+_STALE_AT_ONCE = 1000  # chunks looked at in one go
 _CORRUPT = -1
 
 
@@ -33,6 +34,7 @@ class Reports:
         self._leases = leases
         self._env = env
         self._chunk_size = chunk_size
+        self._stale_todo: list[int] = []
 
     def heartbeat(self, request: pb.HeartbeatRequest) -> pb.HeartbeatReply:
         """Take in one heartbeat. Raises UNKNOWN_SESSION."""
@@ -122,11 +124,18 @@ class Reports:
         return found
 
     def collect_stale(self) -> None:
-        """Have stale replicas deleted where enough current ones are up (rule 2). Called now and then."""
+        """Have stale replicas deleted where enough current ones are up (rule 2). Called now and then, for a slice."""
         servers = self._servers
         if not servers.heard_all:
             return
-        for handle, stale in list(servers.stale.items()):
+        if not self._stale_todo:
+            self._stale_todo = list(servers.stale)
+        todo = self._stale_todo[-_STALE_AT_ONCE:]
+        del self._stale_todo[-_STALE_AT_ONCE:]
+        for handle in todo:
+            stale = servers.stale.get(handle)
+            if stale is None:
+                continue
             chunk = find_chunk(self._state.tables, handle)
             if chunk is None:
                 servers.freed([handle])

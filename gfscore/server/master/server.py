@@ -129,13 +129,17 @@ class Master:
 
     async def look_after_sessions(self) -> None:
         """Until cancelled: end what was not heard of for too long, and tidy up behind it."""
+        clock = self._env.clock
+        sweep_at = clock.boottime() + self._config.lease_seconds
         while True:
-            await self._env.clock.sleep(self._config.heartbeat_seconds)
+            await clock.sleep(self._config.heartbeat_seconds)
             self._servers.lapse()
             self._sessions.expire()
             self._removing.drop_orphans()
             self._reports.collect_stale()
-            self._leases.sweep(self._env.clock.boottime() - _SWEEP_SESSIONS * self._config.lease_seconds)
+            if clock.boottime() >= sweep_at:
+                sweep_at += self._config.lease_seconds
+                self._leases.sweep(clock.boottime() - _SWEEP_SESSIONS * self._config.lease_seconds)
 
     async def aclose(self) -> None:
         await self._servers.aclose()

@@ -319,6 +319,21 @@ class Servers:
             while not self.heard_all and any(self._live(handle) < self._goal(handle) for handle in handles):
                 await self._changed.wait()
 
+    def gathering(self, count: int) -> bool:
+        """Shortly after a start, while fewer than `count` servers are up and some that were known are missing: what is
+        placed now would have too few replicas for good."""
+        return (
+            not self.heard_all
+            and self._env.clock.boottime() < self._gathering_until
+            and len(self.usable()) < min(count, len(self._awaited) + len(self.by_id))
+        )
+
+    async def wait_gathered(self, count: int) -> None:
+        """Until `gathering` is over."""
+        with trio.move_on_after(max(0.0, self._gathering_until - self._env.clock.boottime())):
+            while self.gathering(count):
+                await self._changed.wait()
+
     def _live(self, handle: int) -> int:
         return sum(not server.gone for server in self.replicas(handle))
 

@@ -190,10 +190,10 @@ class TwinClient:
         request = pb.CreateRequest(
             parent=parent,
             name=name,
-            type=kind,
+            type=kind,  # type: ignore[arg-type]
             mode=0o644,
             with_chunk=with_chunk,
-            exclusive=True,  # type: ignore[arg-type]
+            exclusive=True,
         )
         reply: pb.CreateReply = await self.change("Create", request)
         return reply

@@ -203,3 +203,27 @@ async def test_a_replica_that_failed_leaves_no_lease_behind(world: Any, autojump
     await servers[body.primary].beat(failed=[report], failed_servers=[lost])
     _, new = await client.lease(made.attr.inode)
     assert new.version == 2 and lost not in {replica.id for replica in new.replicas}
+
+
+async def test_a_late_commit_does_not_undo_a_truncation_by_another(world: Any, autojump_clock: Any) -> None:
+    await world.three_servers()
+    writer, other = await world.client("w"), await world.client("o")
+    made = await writer.create(b"f", with_chunk=True)
+    world.written(pb.GrantBody.FromString(made.grant.body), 1000)
+    await other.change("SetAttr", pb.SetAttrRequest(inode=made.attr.inode, size=0))
+    assert any(item.writers and item.chunks for item in writer.heard)
+    await writer.commit(made.attr.inode, 1000)
+    seen = await other.lookup(b"f")
+    assert seen.attr.size == 0 and not seen.attr.length_pending
+
+
+async def test_a_commit_after_a_restart_counts(world: Any, autojump_clock: Any) -> None:
+    await world.three_servers()
+    writer = await world.client("w")
+    made = await writer.create(b"f", with_chunk=True)
+    world.written(pb.GrantBody.FromString(made.grant.body), 1000)
+    await world.restart_master()
+    await writer.connect()
+    await writer.commit(made.attr.inode, 1000)
+    seen = await writer.lookup(b"f")
+    assert seen.attr.size == 1000 and not seen.attr.length_pending

@@ -138,3 +138,28 @@ async def test_file_info_names_every_replica_and_its_state(world: Any, autojump_
         "a": ("missing", ""), "b": ("unreachable", ""), "c": ("good", f"/c/{body.handle}"),
     }  # fmt: skip
     assert info.chunks[0].length == 70 and info.length == 70 and info.replication == 3
+
+
+async def test_after_a_restart_new_chunks_wait_for_the_servers_to_come_back(world: Any, autojump_clock: Any) -> None:
+    await world.three_servers()
+    client = await world.client("c1")
+    await world.restart_master()
+    await client.connect()
+    first = world.servers[0]
+    await first.register(world.cluster_id)
+    made = await client.create(b"f", with_chunk=True)
+    assert not made.grant.body
+    _, body = await client.lease(made.attr.inode)
+    assert len(body.replicas) == 3
+
+
+async def test_a_server_that_stays_away_does_not_hold_up_new_chunks_for_long(world: Any, autojump_clock: Any) -> None:
+    await world.three_servers()
+    client = await world.client("c1")
+    world.network.disconnect("m", "c")
+    await world.restart_master()
+    await client.connect()
+    before = trio.current_time()
+    made = await client.create(b"f")
+    _, body = await client.lease(made.attr.inode)
+    assert len(body.replicas) == 2 and trio.current_time() - before < 6
