@@ -121,10 +121,8 @@ def take_down(where: Path) -> None:
     mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     device = next(fields[2] for fields in mounts if fields[4] == str(where))
     subprocess.run(["fusermount3", "-uz", str(where)], timeout=20, check=False)
-    abort = Path(f"/sys/fs/fuse/connections/{device.split(':')[1]}/abort")
-    if abort.exists() and is_mounted(where):
-        with contextlib.suppress(OSError):
-            abort.write_text("1")
+    with contextlib.suppress(OSError):  # gone already, or the control file system is not mounted
+        Path(f"/sys/fs/fuse/connections/{device.split(':')[1]}/abort").write_text("1")
 
 
 @contextlib.contextmanager

@@ -99,13 +99,15 @@ class Client(NamespaceOperations):
             parent, name, FileType.FILE, mode, uid, gid, with_chunk=True, exclusive=exclusive
         )
         if reply.grant.body:
-            self._chunks.keep_grant(attr.inode, ChunkGrant(reply.grant, 0))
+            grant = ChunkGrant(reply.grant, 0)
+            self._chunks.keep_grant(attr.inode, grant)
             self._chunks.sole_writer.add(attr.inode)
             # The master counts this client among the file's writers until it says that it is done.
             file = self._handle(attr, write=True)
             state = self._files.get(attr.inode)
             assert state is not None
             state.uncommitted = True
+            state.unused_chunk = grant.body.handle
             return attr, file
         return attr, self._handle(attr, write=True)
 
@@ -137,9 +139,16 @@ class Client(NamespaceOperations):
         size = end - offset
         index, position = divmod(offset, self.chunk_size)
         if position + size <= self.chunk_size and size <= PIECE_BYTES:
-            data = await self._reader.read(inode, index, position, size)
+            data = await self._read_chunk(inode, index, position, size)
             return data if len(data) == size else bytes(data) + bytes(size - len(data))
         return await self._read_pieces(inode, offset, size)
+
+    async def _read_chunk(self, inode: int, index: int, position: int, size: int) -> memoryview:
+        if index == 0:
+            state = self._files.get(inode)
+            if state is not None and state.unused_chunk:
+                return memoryview(b"")  # a hole as yet: no server knows the chunk before it is first written
+        return await self._reader.read(inode, index, position, size)
 
     async def _readable_end(self, inode: int, wanted: int) -> int:
         """`wanted`, or the file's length where that is less; a file that others write is asked about anew."""
@@ -157,7 +166,7 @@ class Client(NamespaceOperations):
 
         async def one(start: int, stop: int) -> None:
             index, position = divmod(start, self.chunk_size)
-            data = await self._reader.read(inode, index, position, stop - start)
+            data = await self._read_chunk(inode, index, position, stop - start)
             result[start - offset : start - offset + len(data)] = data
 
         try:
@@ -210,22 +219,17 @@ class Client(NamespaceOperations):
     def _lost_session(self) -> None:
         """The master does not cover our caches any more: everything is asked anew."""
         log.warning("event=session_lost master=%s", self._session.address)
-        known = [(inode, list(directory.names)) for inode, directory in self._cache.directories.items()]
         inodes = list(self._cache.attrs)
         self._cache.clear()
         self._chunks.clear()
         self._kept_at_open.clear()
-        for inode in inodes:
-            state = self._files.get(inode)
-            if state is not None and state.appender is not None:
-                state.appender.forget_grant()
+        self._files.forget_grants()
         if self.on_invalidate is not None:
-            self._session_nursery.start_soon(self._forget_in_kernel, known, inodes)
+            self._session_nursery.start_soon(self._forget_in_kernel, inodes)
 
-    async def _forget_in_kernel(self, directories: list[tuple[int, list[bytes]]], inodes: list[int]) -> None:
+    async def _forget_in_kernel(self, inodes: list[int]) -> None:
         assert self.on_invalidate is not None
-        for inode, names in directories:
-            await self.on_invalidate(Invalidation(inode, names, True, False))
+        await self.on_invalidate(Invalidation(0, [], True, True))  # every name
         for inode in inodes:
             await self.on_invalidate(Invalidation(inode, [], True, True))
 

@@ -39,6 +39,7 @@ class FileState:
         "inode",
         "mtime_ns",
         "uncommitted",
+        "unused_chunk",
         "writer",
         "writers",
     )
@@ -53,6 +54,7 @@ class FileState:
         self.mtime_ns = 0
         self.changes = 0  # counts writes and appends
         self.uncommitted = False  # the master does not have `end` and `mtime_ns`, or that the writing is over
+        self.unused_chunk = 0  # handle of the first chunk, when it came with the file and nothing went there yet
         self.dropped = False  # the file has no name and no handle any more
 
     @property
@@ -234,8 +236,9 @@ class Files:
         changes = []
         for state in states:
             changes.append(state.changes)
-            request.lengths.add(inode=state.inode, size=state.end, mtime_ns=state.mtime_ns, release=release)
+            length = request.lengths.add(inode=state.inode, size=state.end, mtime_ns=state.mtime_ns, release=release)
             if release:
+                length.unused_chunk = state.unused_chunk
                 self._give_back(state)
         try:
             await self._session.change("Commit", request)
@@ -248,6 +251,9 @@ class Files:
 
     def _give_back(self, state: FileState) -> None:
         """From here on a write asks the master again, which then counts this client among the writers again."""
+        if state.unused_chunk:
+            self._chunks.forget_chunk(state.inode, 0)
+            state.unused_chunk = 0
         self._chunks.forget_grants(state.inode)
         if state.appender is not None:
             state.appender.forget_grant()
@@ -297,6 +303,8 @@ class OpenFile:
         """Visible to every reader of this client at once; on the replicas after `flush`, on disks after `fsync`."""
         self._check_writable()
         writer = self._files.writer(self._state)
+        if self._state.unused_chunk and offset < self._files.chunk_bytes:
+            self._state.unused_chunk = 0
         self._state.changed(offset + len(data), self._env.clock.wall_ns())
         await writer.write(offset, data)
         if writer.error_number != self._errors_seen:
@@ -310,6 +318,7 @@ class OpenFile:
         if state.busy:
             await self.flush()
         state.uncommitted = True
+        state.unused_chunk = 0
         offset = await self._files.appender(state).append(record)
         state.changed(offset + len(record), self._env.clock.wall_ns())
         return offset

@@ -101,7 +101,7 @@ class AttrChanges:
 
 @dataclass(slots=True)
 class Invalidation:
-    """What another client changed. `names`: entries of the directory `inode`."""
+    """What another client changed. `names`: entries of the directory `inode`; inode 0: anything may have changed."""
 
     inode: int
     names: list[bytes]

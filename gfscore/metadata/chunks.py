@@ -176,6 +176,26 @@ def replace_fresh_chunk(tx: Transaction, inode: int, index: int, failed_handle: 
     return _new_chunk(tx, inode, index, chunk.goal)
 
 
+def drop_fresh_chunk(tx: Transaction, inode: int, index: int, handle: int) -> bool:
+    """Make a hole again of a new chunk that nobody wrote to; False, and nothing is done, when it is no longer fresh."""
+    if handle_at(tx, inode, index) != handle:
+        return False
+    chunk = load_chunk(tx, handle)
+    if chunk.version != 1 or chunk.references != 1:
+        return False
+    unreference(tx, handle)
+    _put_handle(tx, inode, index, 0)
+    key = segment_key(inode, index // SEGMENT_CHUNKS)
+    raw = tx.get(MAPPING, key) or b""
+    while raw.endswith(HOLE):  # the end of a value is never a hole
+        raw = raw[:-8]
+    if raw:
+        tx.put(MAPPING, key, raw)
+    else:
+        tx.delete(MAPPING, key)
+    return True
+
+
 def replace_shared_chunk(tx: Transaction, inode: int, index: int, old_handle: int) -> int:
     """Copy-on-write [0116]: this file gets a handle of its own (version 1, same goal), the others keep the old one.
 

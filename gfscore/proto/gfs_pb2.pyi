@@ -1295,11 +1295,14 @@ class CommitRequest(_message.Message):
         SIZE_FIELD_NUMBER: _builtins.int
         MTIME_NS_FIELD_NUMBER: _builtins.int
         RELEASE_FIELD_NUMBER: _builtins.int
+        UNUSED_CHUNK_FIELD_NUMBER: _builtins.int
         inode: _builtins.int
         size: _builtins.int
         mtime_ns: _builtins.int
         """0: leave"""
         release: _builtins.bool
+        unused_chunk: _builtins.int
+        """the first chunk, granted with the file and never written: given back"""
         def __init__(
             self,
             *,
@@ -1307,10 +1310,11 @@ class CommitRequest(_message.Message):
             size: _builtins.int = ...,
             mtime_ns: _builtins.int = ...,
             release: _builtins.bool = ...,
+            unused_chunk: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["inode", b"inode", "mtime_ns", b"mtime_ns", "release", b"release", "size", b"size"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["inode", b"inode", "mtime_ns", b"mtime_ns", "release", b"release", "size", b"size", "unused_chunk", b"unused_chunk"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

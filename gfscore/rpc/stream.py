@@ -377,6 +377,7 @@ class StreamConnection:
         context = call.context
         payload = context.payload
         self._serving += 1
+        reply: Any
         try:
             kind = frame.REPLY
             try:

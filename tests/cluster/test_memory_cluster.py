@@ -162,3 +162,24 @@ async def test_changes_of_one_client_are_seen_by_the_other_at_once(autojump_cloc
         moved = await one.lookup(ROOT_INODE, b"moved")
         await two.setattr(moved.inode, AttrChanges(mode=0o700))
         assert (await one.getattr(moved.inode)).mode == 0o700
+
+
+async def test_a_first_chunk_that_was_never_written_is_a_hole(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        _, grown = await one.create_file(ROOT_INODE, b"grown", 0o644, 1, 1)
+        await one.setattr(grown.inode, AttrChanges(size=3000))
+        assert bytes(await grown.read(0, 4000)) == bytes(3000)
+        await grown.close()
+        _, sparse = await one.create_file(ROOT_INODE, b"sparse", 0o644, 1, 1)
+        await sparse.write(CHUNK_BYTES + 5, b"end")
+        assert bytes(await sparse.read(CHUNK_BYTES - 1, 100)) == bytes(6) + b"end"
+        await sparse.close()
+        _, empty = await one.create_file(ROOT_INODE, b"empty", 0o644, 1, 1)
+        await empty.close()
+        await trio.sleep(5)  # simulated: the lengths are with the master
+        assert await Paths(two).read("/grown") == bytes(3000)
+        assert await Paths(two).read("/sparse") == bytes(CHUNK_BYTES + 5) + b"end"
+        status = await two.status()
+        assert status["chunks"] == {"total": 1, "healthy": 1, "under_replicated": 0, "over_replicated": 0, "lost": 0}
+        await Paths(two).write("/empty", b"filled")
+        assert await Paths(one).read("/empty") == b"filled"

@@ -16,7 +16,17 @@ class GrantedLease:
     """`primary`, in this session of it, is primary of the chunk at `version`."""
 
     __slots__ = (
-        "avoided", "broken", "fresh", "grant", "granted_at", "handle", "index", "inode", "primary", "replicas",
+        "avoided",
+        "broken",
+        "fresh",
+        "given",
+        "grant",
+        "granted_at",
+        "handle",
+        "index",
+        "inode",
+        "primary",
+        "replicas",
         "version",
     )  # fmt: skip
 

@@ -13,10 +13,11 @@ from typing import Any
 
 from gfscore.env import Env
 from gfscore.errors import Code, GfsError
-from gfscore.metadata.chunks import file_handles, find_chunk, handle_at, last_index
+from gfscore.metadata.chunks import drop_fresh_chunk, file_handles, find_chunk, handle_at, last_index
 from gfscore.metadata.inodes import load_file
 from gfscore.metadata.lengths import commit_length
 from gfscore.metadata.locks import inode_key
+from gfscore.metadata.transaction import Transaction
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.rpc.transport import CallContext
 from gfscore.server.master.calls import Calls
@@ -89,6 +90,8 @@ class Lengths:
                         mtime_ns=length.mtime_ns if counts else 0,
                         release=nobody_left,
                     )
+                    if nobody_left and length.unused_chunk:
+                        self._take_back(tx, length.inode, length.unused_chunk)
                 except GfsError as error:
                     if error.code is not Code.STALE_INODE:
                         raise
@@ -99,6 +102,11 @@ class Lengths:
             return pb.Empty(), self._sessions.told(items, session)
 
         return self._calls.quick(keys, operation)
+
+    def _take_back(self, tx: Transaction, inode: int, handle: int) -> None:
+        """The first chunk, granted with the file and used by nobody: no replica of it was ever made."""
+        if drop_fresh_chunk(tx, inode, 0, handle):
+            self._leases.drop(handle)
 
     def _counts(self, inode: int, client: int) -> bool:
         """Whether the length that `client` commits may be true: a file that was cut since it wrote must not grow back.
