@@ -27,6 +27,9 @@ class InlineRunner:
         await trio.lowlevel.checkpoint()
         return function(*args)
 
+    async def quick(self, function: Callable[..., T], /, *args: Any) -> T:
+        return function(*args)
+
 
 def memory_env(
     transport: Transport, *, disk: MemoryDisk | None = None, clock: MemoryClock | None = None, seed: int = 0

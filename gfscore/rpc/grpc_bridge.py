@@ -24,7 +24,7 @@ import trio
 from gfscore.checksum import Buffer
 from gfscore.errors import Code, GfsError, code_from_wire
 from gfscore.rpc.methods import Method, method_named
-from gfscore.rpc.transport import Handler, Service
+from gfscore.rpc.transport import Handler, PendingCall, Service
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +91,9 @@ class ControlChannel:
         except (grpc.RpcError, grpc.FutureCancelledError, grpc.FutureTimeoutError) as error:
             raise self._translate(method, error, timeout) from None
         return reply, memoryview(b"")
+
+    async def begin(self, method: str, request: Any, *payload: Buffer) -> PendingCall:
+        raise GfsError(Code.NOT_SUPPORTED, "gRPC calls are made whole")
 
     def _call_for(self, name: str) -> grpc.UnaryUnaryMultiCallable[Any, Any]:
         call = self._calls.get(name)

@@ -15,7 +15,7 @@ from gfscore.checksum import Buffer
 from gfscore.errors import Code, GfsError
 from gfscore.rpc.bytestream import MemoryStream
 from gfscore.rpc.stream import StreamConnection
-from gfscore.rpc.transport import Channel, Service
+from gfscore.rpc.transport import Channel, PendingCall, Service
 
 
 class MemoryNetwork:
@@ -133,6 +133,9 @@ class _MemoryControlChannel:
             self._connection = self._network.connect(*self._address, callbacks={})
             trio.lowlevel.spawn_system_task(self._connection.run)
         return await self._connection.call(method, request, *payload, timeout=timeout, reply_into=reply_into)
+
+    async def begin(self, method: str, request: Any, *payload: Buffer) -> PendingCall:
+        raise GfsError(Code.NOT_SUPPORTED, "control calls are made whole")
 
     @property
     def closed(self) -> bool:

@@ -25,6 +25,7 @@ from gfscore.rpc.bytestream import ByteStream
 from gfscore.rpc.methods import BY_NUMBER, Method, method_named
 from gfscore.rpc.payload import Arriving, Received
 from gfscore.rpc.transport import Handler, Service
+from gfscore.rpc.waiting import SentCall, StreamingCall, Waiter
 
 log = logging.getLogger(__name__)
 
@@ -33,19 +34,6 @@ CALLS_MAX = 1024  # of one peer at once; then nothing more is read from it
 _BUFFER_BYTES = 256 * 1024
 _EMPTY = memoryview(b"")
 _ZEROS = memoryview(bytes(64 * 1024))
-
-
-class _Waiter:
-    """A call whose reply is awaited: by `task`, or, when the reply was faster than that, kept in `early`."""
-
-    __slots__ = ("early", "into", "method", "receiving", "task")
-
-    def __init__(self, method: Method, into: memoryview | None) -> None:
-        self.method = method
-        self.task: trio.lowlevel.Task | None = None
-        self.early: outcome.Outcome[tuple[Any, memoryview]] | None = None
-        self.into = into
-        self.receiving = False
 
 
 _NO_PAYLOAD = Received(_EMPTY)
@@ -103,9 +91,9 @@ class StreamConnection:
             for name, table in services.items()
             for method, handler in table.items()
         }
-        self._waiters: dict[int, _Waiter] = {}
+        self._waiters: dict[int, Waiter] = {}
         self._next_id = 0
-        self._send_lock = trio.Lock()
+        self.send_lock = trio.Lock()
         self._buffer = bytearray(_BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         self._start = 0  # unread bytes are _view[_start:_end]
@@ -125,14 +113,30 @@ class StreamConnection:
             call_id = self._new_id()
             header = request.SerializeToString()
             size = sum(map(len, payload))
-            waiter = self._expect(call_id, entry, reply_into)
+            waiter = self.expect(call_id, entry, reply_into)
             try:
                 prefix = frame.pack_prefix(frame.REQUEST, entry.number, call_id, len(header), size)
                 await self._send([prefix + header, *payload])
-                return await self._wait_reply(call_id, waiter)
+                return await waiter.wait()
             finally:
-                self._forget(call_id, waiter)
+                self.forget(call_id, waiter)
         raise GfsError(Code.UNREACHABLE, f"{self.peer} did not answer {method} within {timeout:g} s")
+
+    async def begin(self, method: str, request: Any, *payload: Buffer) -> SentCall:
+        """See `transport.Channel.begin`."""
+        entry = method_named(self.service, method)
+        call_id = self._new_id()
+        header = request.SerializeToString()
+        waiter = self.expect(call_id, entry, None)
+        sent = False
+        try:
+            prefix = frame.pack_prefix(frame.REQUEST, entry.number, call_id, len(header), sum(map(len, payload)))
+            await self._send([prefix + header, *payload])
+            sent = True
+        finally:
+            if not sent:
+                self.forget(call_id, waiter)
+        return SentCall(self, call_id, waiter)
 
     @asynccontextmanager
     async def call_streaming(
@@ -153,7 +157,7 @@ class StreamConnection:
             streaming = StreamingCall(self, call_id, entry, size)
             try:
                 prefix = frame.pack_prefix(frame.REQUEST, entry.number, call_id, len(header), size)
-                await self._send_locked([prefix + header])
+                await self.send_locked([prefix + header])
                 yield streaming
             finally:
                 if streaming.left and not self._closed.is_set():
@@ -163,7 +167,7 @@ class StreamConnection:
                     if streaming.left:
                         self.close()
                 streaming.unlock()
-                self._forget(call_id, streaming.waiter)
+                self.forget(call_id, streaming.waiter)
         if scope.cancelled_caught:
             raise GfsError(Code.UNREACHABLE, f"{self.peer} did not take {method} within {timeout:g} s")
 
@@ -186,9 +190,7 @@ class StreamConnection:
         self._stream.close()
         waiters, self._waiters = self._waiters, {}
         for waiter in waiters.values():
-            if waiter.task is not None:
-                trio.lowlevel.reschedule(waiter.task, outcome.Error(self._gone()))
-                waiter.task = None
+            waiter.wake(outcome.Error(self._gone()))
 
     def _gone(self) -> GfsError:
         return GfsError(Code.UNREACHABLE, f"the connection to {self.peer} is gone")
@@ -197,57 +199,35 @@ class StreamConnection:
         self._next_id = (self._next_id + 1) & 0xFFFFFFFF
         return self._next_id
 
-    def _expect(self, call_id: int, entry: Method, into: memoryview | None) -> _Waiter:
+    def expect(self, call_id: int, entry: Method, into: memoryview | None) -> Waiter:
         if self._closed.is_set():
             raise self._gone()
-        waiter = _Waiter(entry, into)
+        waiter = Waiter(entry, into)
         self._waiters[call_id] = waiter
         return waiter
 
-    async def _wait_reply(self, call_id: int, waiter: _Waiter) -> tuple[Any, memoryview]:
-        if waiter.early is not None:
-            return waiter.early.unwrap()
-        if self._waiters.get(call_id) is not waiter:
-            raise self._gone()
-        waiter.task = trio.lowlevel.current_task()
-
-        def abort(_: Any) -> trio.lowlevel.Abort:
-            waiter.task = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        result: tuple[Any, memoryview] = await trio.lowlevel.wait_task_rescheduled(abort)
-        return result
-
-    def _forget(self, call_id: int, waiter: _Waiter) -> None:
+    def forget(self, call_id: int, waiter: Waiter) -> None:
         self._waiters.pop(call_id, None)
         if waiter.receiving:
             # The caller gave up while its buffer was being filled: it must not be written to any more.
             self.close()
 
-    @staticmethod
-    def _wake(waiter: _Waiter, result: outcome.Outcome[Any]) -> None:
-        if waiter.task is not None:
-            trio.lowlevel.reschedule(waiter.task, result)
-            waiter.task = None
-        else:
-            waiter.early = result
-
     # ------------------------------------------------------------ sending
 
     async def _take_turn(self) -> None:
         try:
-            self._send_lock.acquire_nowait()
+            self.send_lock.acquire_nowait()
         except trio.WouldBlock:
-            await self._send_lock.acquire()
+            await self.send_lock.acquire()
 
     async def _send(self, parts: list[Buffer]) -> None:
         await self._take_turn()
         try:
-            await self._send_locked(parts)
+            await self.send_locked(parts)
         finally:
-            self._send_lock.release()
+            self.send_lock.release()
 
-    async def _send_locked(self, parts: list[Buffer]) -> None:
+    async def send_locked(self, parts: list[Buffer]) -> None:
         complete = False
         try:
             await self._stream.send(parts)
@@ -430,35 +410,4 @@ class StreamConnection:
                 waiter.receiving = False
             result = outcome.Value((reply, payload))
         if self._waiters.pop(call_id, None) is waiter:
-            self._wake(waiter, result)
-
-
-class StreamingCall:
-    """See `StreamConnection.call_streaming`."""
-
-    def __init__(self, connection: StreamConnection, call_id: int, method: Method, size: int) -> None:
-        self._connection = connection
-        self._call_id = call_id
-        self.waiter = connection._expect(call_id, method, None)
-        self._locked = True
-        self.left = size
-
-    async def send(self, view: Buffer) -> None:
-        """The next bytes of the payload."""
-        assert len(view) <= self.left, "more payload than announced"
-        await self._connection._send_locked([view])
-        self.left -= len(view)
-        if not self.left:
-            self.unlock()
-
-    async def result(self) -> Any:
-        """The reply, once all of the payload was sent."""
-        assert not self.left, "the payload is not complete"
-        reply, _ = await self._connection._wait_reply(self._call_id, self.waiter)
-        return reply
-
-    def unlock(self) -> None:
-        """Let others send. Repeating is fine."""
-        if self._locked:
-            self._locked = False
-            self._connection._send_lock.release()
+            waiter.wake(result)

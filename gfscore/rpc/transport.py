@@ -55,6 +55,14 @@ class PayloadReader(Protocol):
     async def read_all(self) -> Buffer: ...
 
 
+class PendingCall(Protocol):
+    """A call that was sent."""
+
+    async def result(self, timeout: float) -> Any:
+        """The reply. Raises GfsError. Once, and whoever does not ask for it closes the connection at some time."""
+        ...
+
+
 class Channel(Protocol):
     """Calls to one service of one peer. Raises GfsError; UNREACHABLE when no answer can be expected."""
 
@@ -62,6 +70,10 @@ class Channel(Protocol):
         self, method: str, request: Any, *payload: Buffer, timeout: float, reply_into: memoryview | None = None
     ) -> tuple[Any, memoryview]:
         """The reply and its payload (inside `reply_into` when given and large enough)."""
+        ...
+
+    async def begin(self, method: str, request: Any, *payload: Buffer) -> PendingCall:
+        """Send a call and come back for the answer later. Framed streams only."""
         ...
 
     @property

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gfscore.server.chunkserver.node import Node
     from gfscore.server.chunkserver.replicas import Replica
 
+QUICK_BYTES_MAX = 64 * 1024  # up to here a mutation costs less than the way to a thread and back
 STRAGGLER_SECONDS = 2.0  # how long a mutation waits for the one before it
 
 
@@ -57,17 +58,8 @@ async def _apply_locked(
     new = mutations[gate.applied + 1 - serial :]
     chunk = replica.chunk
     try:
-        end = chunk.length
-        quick = True
-        for mutation in new:
-            if not mutation.is_quick(end):
-                quick = False
-                break
-            end = mutation.extents[0][0] + mutation.extents[0][1]
-        if quick:
-            length = node.io.now(_apply_all, chunk, new, grant.pad_byte)
-        else:
-            length = await node.io.run(_apply_all, chunk, new, grant.pad_byte)
+        run = node.io.quick if sum(mutation.cost for mutation in new) <= QUICK_BYTES_MAX else node.io.run
+        length = await run(_apply_all, chunk, new, grant.pad_byte)
     except BaseException as error:
         gate.close()
         if isinstance(error, GfsError) and error.code is Code.CHECKSUM_MISMATCH:

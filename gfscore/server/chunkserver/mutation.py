@@ -12,6 +12,7 @@ from gfscore.server.chunkserver.pushes import Pushed
 from gfscore.storage.chunk_store import Chunk
 
 INLINE_BYTES_MAX = BLOCK_BYTES  # rides with the control message
+PAD_COST = 1 << 20
 
 WRITE = pb.ApplyRequest.WRITE
 APPEND = pb.ApplyRequest.APPEND
@@ -65,15 +66,13 @@ class Mutation:
             self.data = None
             pushed.release()
 
-    def is_quick(self, chunk_length: int) -> bool:
-        """Whether it only touches the page cache, behind the committed end.
-
-        Such a write costs less than the hop to a thread and back, so it is made on the event loop. Whatever waits
-        for a disk (a sync, the journal of an overwrite) or copies much does not belong there.
-        """
-        if self.sync or self.data is None or len(self.data) > INLINE_BYTES_MAX or len(self.extents) != 1:
-            return False
-        return self.extents[0][0] >= chunk_length
+    @property
+    def cost(self) -> int:
+        """How much work it is, in bytes to write: each extent may touch a block of its own."""
+        if self.kind == PAD:
+            return PAD_COST
+        size = len(self.data) if self.data is not None else 0
+        return size + (len(self.extents) - 1) * BLOCK_BYTES if self.extents else size
 
     def apply(self, chunk: Chunk, pad_byte: int) -> None:
         """Carry it out. Blocking. Raises GfsError, and then the replica is as it was."""

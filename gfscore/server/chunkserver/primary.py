@@ -14,8 +14,9 @@ import trio
 
 from gfscore.errors import Code, GfsError
 from gfscore.proto import gfs_pb2 as pb
-from gfscore.replica.grants import ReplicaAddress, VerifiedGrant, check_primary
+from gfscore.replica.grants import VerifiedGrant, check_primary
 from gfscore.replica.lease import Lease, LeaseState
+from gfscore.rpc.transport import PendingCall
 from gfscore.server.chunkserver.applying import apply_in_order
 from gfscore.server.chunkserver.mutation import Mutation, describe
 
@@ -169,47 +170,55 @@ class Primary:
             lease.revoke()
             raise
         mutations = [job.mutation for job in batch.jobs]
-        failed: list[str] = []
+        failed: dict[str, GfsError] = {}
         local_errors: list[GfsError] = []
-
-        async def here() -> None:
+        asked: dict[str, PendingCall] = {}
+        complete = False
+        # No task for each: all are asked first, then this server does its part, then the answers are taken.
+        with trio.move_on_after(APPLY_SECONDS):
+            await self._ask_secondaries(mutations, batch.serial, asked, failed)
             try:
                 length = await apply_in_order(node, self._replica, grant, batch.serial, mutations)
                 for job in batch.jobs:
                     job.length = length
             except GfsError as error:
                 local_errors.append(error)
-
-        if self.secondaries:
-            request, payload = describe(mutations, self.grant_message, batch.serial)
-            async with trio.open_nursery() as nursery:
-                for server in self.secondaries[1:]:
-                    nursery.start_soon(self._forward, server, request, payload, failed)
-                nursery.start_soon(here)
-                # One is sent to from this very task, before the others are even scheduled.
-                await self._forward(self.secondaries[0], request, payload, failed)
-        else:
-            await here()
+            for server_id, pending in list(asked.items()):
+                try:
+                    await pending.result(APPLY_SECONDS)
+                except GfsError as error:
+                    failed[server_id] = error
+                del asked[server_id]
+            complete = True
+        if not complete:
+            late = GfsError(Code.REPLICA_FAILED, f"not applied everywhere within {APPLY_SECONDS:g} s")
+            local_errors.append(late)
+            failed.update(dict.fromkeys(asked, late))
         if local_errors or failed:
-            self._failed(local_errors, failed)
+            self._failed(local_errors, failed, batch.serial)
 
-    async def _forward(
-        self, server: ReplicaAddress, request: pb.ApplyRequest, payload: list[memoryview], failed: list[str]
+    async def _ask_secondaries(
+        self, mutations: list[Mutation], serial: int, asked: dict[str, PendingCall], failed: dict[str, GfsError]
     ) -> None:
+        """Send `Apply` to each; into `asked` come the calls under way, by server."""
+        if not self.secondaries:
+            return
         peers = self._node.peers
-        address = (server.host, server.port)
-        try:
-            channel = peers.connected(address) or await peers.control(address)
-            await channel.call("Apply", request, *payload, timeout=APPLY_SECONDS)
-        except GfsError as error:
+        request, payload = describe(mutations, self.grant_message, serial)
+        for server in self.secondaries:
+            address = (server.host, server.port)
+            try:
+                channel = peers.connected(address) or await peers.control(address)
+                asked[server.server_id] = await channel.begin("Apply", request, *payload)
+            except GfsError as error:
+                failed[server.server_id] = error
+
+    def _failed(self, local_errors: list[GfsError], failed: dict[str, GfsError], serial: int) -> None:
+        for server_id, error in failed.items():
             log.warning(
                 "event=secondary_failed chunk=%016x version=%d serial=%d server=%s error=%r",
-                self._replica.handle, self.lease.grant.version, request.serial, server.server_id, str(error),
+                self._replica.handle, self.lease.grant.version, serial, server_id, str(error),
             )  # fmt: skip
-            failed.append(server.server_id)
-
-    def _failed(self, local_errors: list[GfsError], failed: list[str]) -> None:
-        for server_id in failed:
             self.lease.fail(server_id)
         if local_errors:
             self.lease.fail()

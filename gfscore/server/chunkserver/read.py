@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gfscore.checksum import crc32c
 from gfscore.errors import Code, GfsError
-from gfscore.ids import PIECE_BYTES
+from gfscore.ids import BLOCK_BYTES, PIECE_BYTES
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.replica.grants import check_primary
 from gfscore.replica.lease import LeaseState
@@ -34,7 +34,8 @@ class Reads:
         if size <= 0:
             return pb.ReadReply(length=length)
         try:
-            buffer = await self._node.io.run(chunk.read_pooled, request.offset, size)
+            run = self._node.io.quick if size <= BLOCK_BYTES else self._node.io.run
+            buffer = await run(chunk.read_pooled, request.offset, size)
         except GfsError as error:
             if error.code is Code.CHECKSUM_MISMATCH:
                 self._node.report_corrupt(replica, error)

@@ -106,7 +106,7 @@ class ReplicaTable:
         if replica is None:
             if handle not in self.index:
                 raise GfsError(Code.UNKNOWN_CHUNK, f"chunk {handle:016x} is not here")
-            chunk = await self._io.run(self.store.get, handle)
+            chunk = await self._io.quick(self.store.get, handle)
             # Nobody knows what it applied before the restart: closed until a new version.
             replica = self._loaded.get(handle) or self._add(handle, chunk, SerialGate(closed=True))
         return replica

@@ -28,6 +28,13 @@ class StoreIo:
         except StoreFailed as error:
             raise self._failed(error) from error
 
+    async def quick(self, function: Callable[..., T], /, *args: Any) -> T:
+        """Right here as long as the disk is quick, see `IoRunner.quick`. Raises GfsError."""
+        try:
+            return await self._run_io.quick(function, *args)
+        except StoreFailed as error:
+            raise self._failed(error) from error
+
     def now(self, function: Callable[..., T], /, *args: Any) -> T:
         """On the event loop: only for what does not wait for the disk. Raises GfsError."""
         try:

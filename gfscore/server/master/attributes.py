@@ -102,7 +102,7 @@ class Attributes:
         inode, size = request.inode, request.size
         record = load_file(self._state.tables, inode)
         alone = session is not None and self._leases.writers.is_sole(inode, session.client_id)
-        if record.length_pending and not (size == 0 and alone):
+        if record.length_pending and not (size == 0 and alone and not self._lengths.old_leases_possible):
             await self._lengths.settle([inode])
         planned = truncate(
             self._state.begin(), inode, size, chunk_size=self._chunk_size, now_ns=self._env.clock.wall_ns()

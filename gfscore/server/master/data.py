@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gfscore.errors import Code, GfsError
-from gfscore.metadata.chunks import find_chunk, last_index, mapping_get
+from gfscore.metadata.chunks import find_chunk, mapping_get
 from gfscore.metadata.inodes import FileType, InodeRecord, load, load_file
 from gfscore.metadata.locks import inode_key
 from gfscore.proto import gfs_pb2 as pb
@@ -129,8 +129,10 @@ class Data:
         return self._pending_reply(record)
 
     def _pending_reply(self, record: InodeRecord) -> pb.AttrReply:
-        index = last_index(self._state.tables, record.inode)
-        chunks = self.locations(record.inode, index, 1) if index >= 0 else ()
+        tail = self._lengths.tail(record)
+        chunks: list[pb.ChunkLocation] = []
+        if tail:
+            chunks = [c for c in self.locations(record.inode, tail[0][0], tail[-1][0] - tail[0][0] + 1) if c.handle]
         return pb.AttrReply(attr=attr_of(record), chunks=chunks)
 
     async def _settled_reply(self, inode: int, session: Session | None) -> pb.AttrReply:

@@ -42,6 +42,7 @@ class GrantedLease:
         self.primary: ServerState = replicas[0]
         self.grant = grant
         self.fresh = fresh  # granted with a new handle: no replica existed
+        self.given: set[int] = set()  # clients that have the grant in their hands
         self.granted_at = granted_at  # boottime of the last time it was given to somebody
         self.avoided = frozenset(avoided)  # servers that a client complained of when it was granted, yet members
         self.broken = False  # a replica failed: not to be answered again

@@ -27,6 +27,7 @@ from gfscore.metadata.transaction import Transaction
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.rpc.transport import CallContext
 from gfscore.server.master.calls import Calls
+from gfscore.server.master.chunk_calls import ChunkCalls
 from gfscore.server.master.fencing import Fencing
 from gfscore.server.master.grants import GrantSigner
 from gfscore.server.master.leases import GrantedLease, LeaseBook
@@ -43,7 +44,8 @@ class Leasing:
 
     def __init__(
         self, state: MasterState, env: Env, calls: Calls, locks: Locks, sessions: Sessions, servers: Servers,
-        leases: LeaseBook, fencing: Fencing, signer: GrantSigner, defaults: Policy, chunk_size: int,
+        leases: LeaseBook, fencing: Fencing, chunk_calls: ChunkCalls, signer: GrantSigner, defaults: Policy,
+        chunk_size: int,
     ) -> None:  # fmt: skip
         self._state = state
         self._env = env
@@ -53,6 +55,7 @@ class Leasing:
         self._servers = servers
         self._leases = leases
         self._fencing = fencing
+        self._chunk_calls = chunk_calls
         self._signer = signer
         self._defaults = defaults
         self._chunk_size = chunk_size
@@ -104,6 +107,7 @@ class Leasing:
             index = self._index(request)
             lease, chunks_changed = await self._find_or_grant(request, before, index)
             lease.granted_at = self._env.clock.boottime()
+            lease.given.add(client)
             if not load_file(self._state.tables, request.inode).length_pending:
                 tx = self._state.begin()
                 mark_pending(tx, request.inode)
@@ -135,7 +139,7 @@ class Leasing:
         if not handle:
             return self._fill_hole(record, index, list(request.avoid)), True
         chunk = load_chunk(self._state.tables, handle)
-        if request.failed_handle == handle and self._nothing_acknowledged(record.inode, chunk, request):
+        if request.failed_handle == handle and self._nothing_acknowledged(handle, chunk, request.id.client_id):
             return self._replace_fresh(record, index, handle, list(request.avoid)), True
         if chunk.references > 1:
             new_handle, servers = await self._fencing.copy(record.inode, index, handle, avoid=list(request.avoid))
@@ -149,10 +153,18 @@ class Leasing:
             return lease, False
         return await self._grant_again(request, record, index, handle, chunk, lease), True
 
-    def _nothing_acknowledged(self, inode: int, chunk: ChunkRecord, request: pb.LeaseRequest) -> bool:
-        """Nobody but the one who gives the fresh chunk up could have written to it."""
+    def _nothing_acknowledged(self, handle: int, chunk: ChunkRecord, client: int) -> bool:
+        """Nobody but the client that gives the fresh chunk up ever had a grant on it.
+
+        A grant that was given before a restart is in nobody's book: then others may have written under it.
+        """
+        lease = self._leases.find(handle)
         return (
-            chunk.version == 1 and chunk.references == 1 and self._leases.writers.is_sole(inode, request.id.client_id)
+            lease is not None
+            and lease.fresh
+            and chunk.version == 1
+            and chunk.references == 1
+            and lease.given <= {client}
         )
 
     def _fill_hole(self, record: InodeRecord, index: int, avoid: list[str]) -> GrantedLease:
@@ -189,7 +201,7 @@ class Leasing:
             never_written = chunk.version == 1 and record.size <= index * self._chunk_size
             known = self._servers.locations.get(handle, ())
             nobody_has_it = len(fenced.missing) == len(known)  # each one that could have it says that it does not
-            if never_written and nobody_has_it and self._servers.heard_all:
+            if never_written and nobody_has_it and self._servers.heard_all and await self._void(lease):
                 return self._replace_fresh(record, index, handle, list(request.avoid))
             raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} can be reached: is its chunkserver up?")
         replicas = self._ordered(fenced.servers, lease, request)
@@ -197,6 +209,13 @@ class Leasing:
         record = load_file(self._state.tables, record.inode)
         kept = [server.id for server in replicas if server.id in complaint]
         return self.granted(record, index, handle, fenced.version, replicas, policy, fresh=False, avoided=kept)
+
+    async def _void(self, lease: GrantedLease | None) -> bool:
+        """Nobody can use a grant on this never used chunk any more, though it may be in somebody's hands."""
+        if lease is None:
+            return True  # its primary's session is over
+        lengths, silent = await self._chunk_calls.revoke({lease.primary: [lease.handle]})
+        return not silent and lease.handle not in lengths
 
     def _ordered(self, servers: list[ServerState], lease: GrantedLease | None, request: pb.LeaseRequest) -> Replicas:
         """The primary first: the one before unless somebody complained, else one that nobody complained of."""

@@ -13,8 +13,8 @@ from typing import Any
 
 from gfscore.env import Env
 from gfscore.errors import Code, GfsError
-from gfscore.metadata.chunks import drop_fresh_chunk, file_handles, find_chunk, handle_at, last_index
-from gfscore.metadata.inodes import load_file
+from gfscore.metadata.chunks import drop_fresh_chunk, file_handles, find_chunk, handle_at, last_index, mapping_get
+from gfscore.metadata.inodes import InodeRecord, load_file
 from gfscore.metadata.lengths import commit_length
 from gfscore.metadata.locks import inode_key
 from gfscore.metadata.transaction import Transaction
@@ -32,15 +32,15 @@ from gfscore.server.master.state import MasterState
 log = logging.getLogger(__name__)
 
 _DRIFT = 1.05
+_TAIL_CHUNKS = 4
 
 
 @dataclass(slots=True)
 class _Open:
-    """A file whose length is being settled: its last chunk, 0 where there is none, and its leases."""
+    """A file whose length is being settled: its last chunks (index, handle), in one of which it ends, its leases."""
 
     inode: int
-    index: int
-    handle: int
+    tail: list[tuple[int, int]]
     leases: list[GrantedLease]
 
 
@@ -91,7 +91,7 @@ class Lengths:
                         release=nobody_left,
                     )
                     if nobody_left and length.unused_chunk:
-                        self._take_back(tx, length.inode, length.unused_chunk)
+                        self._take_back(tx, length.inode, length.unused_chunk, client)
                 except GfsError as error:
                     if error.code is not Code.STALE_INODE:
                         raise
@@ -103,10 +103,15 @@ class Lengths:
 
         return self._calls.quick(keys, operation)
 
-    def _take_back(self, tx: Transaction, inode: int, handle: int) -> None:
-        """The first chunk, granted with the file and used by nobody: no replica of it was ever made."""
-        if drop_fresh_chunk(tx, inode, 0, handle):
+    def _take_back(self, tx: Transaction, inode: int, handle: int, client: int) -> None:
+        """The first chunk, granted with the file and used by nobody: no replica of it was ever made.
+
+        Only where no other client ever had the grant: one that did may have written, and have released since.
+        """
+        lease = self._leases.find(handle)
+        if lease is not None and lease.fresh and lease.given <= {client} and drop_fresh_chunk(tx, inode, 0, handle):
             self._leases.drop(handle)
+            self._servers.freed([handle])
 
     def _counts(self, inode: int, client: int) -> bool:
         """Whether the length that `client` commits may be true: a file that was cut since it wrote must not grow back.
@@ -144,7 +149,8 @@ class Lengths:
     async def settle(self, inodes: list[int]) -> None:
         """End all leases on files whose length is pending, and make the state's lengths the truth.
 
-        Raises NOT_READY when not enough replicas can be asked, STALE_INODE; nothing is committed then.
+        Fresh chunks that nobody used become holes again. Raises NOT_READY when not enough replicas can be asked,
+        STALE_INODE; nothing is committed then.
         """
         files = [file for file in map(self._open, inodes) if file is not None]
         if not files:
@@ -154,31 +160,68 @@ class Lengths:
             for lease in file.leases:
                 held.setdefault(lease.primary, []).append(lease.handle)
         lengths, silent = await self._chunk_calls.revoke(held) if held else ({}, set())
-        for file in files:
-            for lease in file.leases:
-                if lease.primary not in silent:
-                    self._leases.drop(lease.handle)
-        fenced = await self._fence(files, silent)
-        await self._inspect([file.handle for file in files], lengths, fenced)
+        unused = await self._unused(files, lengths, silent)
+        fenced = await self._fence(files, lengths)
+        for handle, result in fenced.items():
+            lengths[handle] = Length(result.version, result.length)
+        await self._inspect([handle for file in files for _, handle in file.tail], lengths)
+        dropped: list[int] = []
         tx = self._state.begin()
         now_ns = self._env.clock.wall_ns()
         for file in files:
-            length = fenced[file.handle].length if file.handle in fenced else lengths[file.handle].length
-            size = file.index * self._chunk_size + length if length else 0
-            commit_length(tx, file.inode, size, now_ns=now_ns, release=True)
+            ends = [index * self._chunk_size + lengths[h].length for index, h in file.tail if lengths[h].length]
+            commit_length(tx, file.inode, max(ends, default=0), now_ns=now_ns, release=True)
+            for lease in file.leases:
+                if lease.handle in unused and drop_fresh_chunk(tx, file.inode, lease.index, lease.handle):
+                    dropped.append(lease.handle)
         self._state.commit(tx)
+        self._servers.freed(dropped)
+        for file in files:
+            for lease in file.leases:
+                self._leases.drop(lease.handle)
 
     def _open(self, inode: int) -> _Open | None:
-        if not load_file(self._state.tables, inode).length_pending:
+        record = load_file(self._state.tables, inode)
+        if not record.length_pending:
             return None
-        index = last_index(self._state.tables, inode)
-        handle = handle_at(self._state.tables, inode, index) if index >= 0 else 0
-        return _Open(inode, max(index, 0), handle, self._leases.of_inode(inode))
+        return _Open(inode, self.tail(record), self._leases.of_inode(inode))
 
-    async def _fence(self, files: list[_Open], silent: set[ServerState]) -> dict[int, Fenced]:
-        """Raise the version of each chunk on which somebody may still hold a lease that could not be revoked."""
-        handles = [lease.handle for file in files for lease in file.leases if lease.primary in silent]
-        if not self._servers.heard_all and self._env.clock.boottime() < self._old_leases_until:
+    def tail(self, record: InodeRecord) -> list[tuple[int, int]]:
+        """(index, handle) of the chunks in which a file with a pending length may end. More than one, because a writer
+        asks for its next chunk ahead of time."""
+        tables = self._state.tables
+        last = last_index(tables, record.inode)
+        first = max(last - _TAIL_CHUNKS + 1, record.size // self._chunk_size, 0)
+        if last >= 0 and first > last:
+            first = last
+        handles = mapping_get(tables, record.inode, first, max(0, last - first + 1))
+        return [(index, handle) for index, handle in enumerate(handles, first) if handle]
+
+    async def _unused(self, files: list[_Open], lengths: dict[int, Length], silent: set[ServerState]) -> set[int]:
+        """Fresh chunks that their primary has never seen; since the revocation it will not take their grants."""
+        asked: dict[ServerState, list[int]] = {}
+        for file in files:
+            for lease in file.leases:
+                if lease.fresh and lease.handle not in lengths and lease.primary not in silent:
+                    asked.setdefault(lease.primary, []).append(lease.handle)
+        if not asked:
+            return set()
+        found = await self._chunk_calls.inspect(asked)
+        unused = {
+            handle for handle, items in found.items() if all(item.error == Code.UNKNOWN_CHUNK for _, item in items)
+        }
+        lengths.update((handle, Length(1, 0)) for handle in unused)
+        return unused
+
+    async def _fence(self, files: list[_Open], lengths: dict[int, Length]) -> dict[int, Fenced]:
+        """Raise the version of each chunk on which somebody may still hold a lease that was not revoked."""
+        handles = []
+        for file in files:
+            for lease in file.leases:
+                # Its primary did not answer, or has not used the lease yet and would still take the grant.
+                if lease.handle not in lengths:
+                    handles.append(lease.handle)
+        if self.old_leases_possible:
             leased = {lease.handle for file in files for lease in file.leases}
             for file in files:
                 for handle in file_handles(self._state.tables, load_file(self._state.tables, file.inode)):
@@ -189,15 +232,19 @@ class Lengths:
             return {}
         fenced = await self._fencing.fence(handles)
         for handle, result in fenced.items():
-            if not result.servers and not (result.missing and self._unwritten(handle)):
+            if not result.servers:
                 raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} can be reached: is its server up?")
         return fenced
 
-    async def _inspect(self, handles: list[int], lengths: dict[int, Length], fenced: dict[int, Fenced]) -> None:
+    @property
+    def old_leases_possible(self) -> bool:
+        """A chunkserver that has not come back since this master started may hold a lease of before (rule 5)."""
+        return not self._servers.heard_all and self._env.clock.boottime() < self._old_leases_until
+
+    async def _inspect(self, handles: list[int], lengths: dict[int, Length]) -> None:
         """Add to `lengths` those that no primary told: of the longest replica with the recorded version."""
         tables = self._state.tables
-        lengths[0] = Length(0, 0)
-        unasked = [handle for handle in handles if handle not in lengths and handle not in fenced]
+        unasked = [handle for handle in handles if handle not in lengths]
         if not unasked:
             return
         await self._servers.wait_for(unasked, REPORT_WAIT_SECONDS)

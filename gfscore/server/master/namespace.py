@@ -163,6 +163,7 @@ class Namespace:
         self._calls.commit(tx, request.id, record.inode, handle)
         self._servers.locations[handle] = replicas
         lease = self._leasing.granted(record, 0, handle, 1, replicas, policy, fresh=True)
+        lease.given.add(session.client_id)
         self._leases.writers.add(record.inode, session.client_id)
         reply.attr.length_pending = True
         reply.grant.CopyFrom(lease.grant)

@@ -41,8 +41,8 @@ class MasterState:
         self._durable = self.applied
         self._queue: list[bytes] = []
         self._work = trio.Event()
-        self._flushing = trio.Event()  # the flush under way is done
-        self._next_flush = trio.Event()  # the one after it, which takes what is queued now
+        self._flushing: trio.Event | None = None  # set when the flush under way is done
+        self._failure: GfsError | None = None
         self._checkpointer = Checkpointer(recovered, env.disk, env.run_io, keys_max=checkpoint_keys)
 
     def begin(self) -> Transaction:
@@ -64,36 +64,55 @@ class MasterState:
         return self._durable != self.applied
 
     async def flushed(self) -> None:
-        """Returns when all that is applied now is on the disk."""
-        if self._durable != self.applied:
-            await (self._next_flush if self._queue else self._flushing).wait()
+        """Returns when all that is applied now is on the disk.
+
+        The first to wait flushes for all: at once where nobody else is about to run, else after they had their turn.
+        """
+        target = self.applied
+        turn_given = False
+        while self._durable < target:
+            if self._failure is not None:
+                raise self._failure
+            if self._flushing is not None:
+                await self._flushing.wait()
+            elif not turn_given and trio.lowlevel.current_statistics().tasks_runnable:
+                turn_given = True
+                await trio.lowlevel.checkpoint()
+            else:
+                await self._flush()
 
     async def run(self, nursery: trio.Nursery) -> None:
-        """The flusher: takes all that is queued, one flush for all. Checkpoints run beside it in `nursery`."""
+        """Flushes what nobody waits for; checkpoints run beside it in `nursery`.
+
+        Raises GfsError(IO) when a flush failed: the process has to end.
+        """
         try:
             while True:
-                if not self._queue:
-                    self._work = trio.Event()
-                    await self._work.wait()
-                await self._flush()
+                await self._work.wait()
+                self._work = trio.Event()
+                await self.flushed()
                 if self._checkpointer.due:
                     nursery.start_soon(self._checkpointer.run, self._applied_now, self._flushed_until)
         finally:
             with trio.CancelScope(shield=True):
-                if self._queue:
-                    await self._flush()
+                if self._failure is None:
+                    await self.flushed()
 
     async def _flush(self) -> None:
         queue, self._queue = self._queue, []
         target = self.applied
-        self._flushing, self._next_flush = self._next_flush, trio.Event()
+        done = self._flushing = trio.Event()
         try:
-            await self._env.run_io(self._recovered.log.append_batch, queue)
+            await self._env.run_io.quick(self._recovered.log.append_batch, queue)
+            self._durable = target
         except (OSError, GfsError) as error:
             log.critical("event=log_flush_failed error=%r consequence=stopping", str(error))
-            raise GfsError(Code.IO, f"the operation log cannot be written: {error}") from error
-        self._durable = target
-        self._flushing.set()
+            self._failure = GfsError(Code.IO, f"the operation log cannot be written: {error}")
+            self._work.set()
+            raise self._failure from error
+        finally:
+            self._flushing = None
+            done.set()
 
     def _applied_now(self) -> int:
         return self.applied

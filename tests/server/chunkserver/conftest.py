@@ -84,6 +84,9 @@ class SlowDisk:
         await trio.sleep(self.seconds)
         return function(*args)
 
+    async def quick(self, function: Callable[..., Any], /, *args: Any) -> Any:
+        return await self(function, *args)
+
 
 class Cluster:
     """Hosts a, b, c. The primary is `a` unless said otherwise."""

@@ -227,3 +227,77 @@ async def test_a_commit_after_a_restart_counts(world: Any, autojump_clock: Any) 
     await writer.commit(made.attr.inode, 1000)
     seen = await writer.lookup(b"f")
     assert seen.attr.size == 1000 and not seen.attr.length_pending
+
+
+async def test_a_fresh_chunk_that_another_client_may_have_written_to_is_kept(world: Any, autojump_clock: Any) -> None:
+    """Once lost an acknowledged record: after a restart the master took the one who asked for the only writer."""
+    await world.three_servers()
+    one, two = await world.client("c1"), await world.client("c2")
+    made = await one.create(b"f", with_chunk=True)
+    body = pb.GrantBody.FromString(made.grant.body)
+    await two.lease(made.attr.inode)
+    world.written(body, 100)  # by the second client
+    await world.restart_master()
+    await one.connect()
+    _, kept = await one.lease(made.attr.inode, failed_handle=body.handle, stale_version=1)
+    assert kept.handle == body.handle and len(kept.replicas) == 3
+    _, again = await one.lease(made.attr.inode, failed_handle=body.handle, stale_version=kept.version)
+    assert again.handle == body.handle
+
+
+async def test_a_snapshot_fences_a_lease_that_was_never_used(world: Any, autojump_clock: Any) -> None:
+    """Its primary knows nothing to revoke, yet the grant in the client's hands would be good for the shared chunk."""
+    servers = await world.three_servers()
+    client = await world.client("c1")
+    made = await client.create(b"f", with_chunk=True)
+    inode = made.attr.inode
+    world.written(pb.GrantBody.FromString(made.grant.body), 10)
+    _, unused = await client.lease(inode, stale_version=1)
+    assert unused.version == 2
+    await client.change("Snapshot", pb.SnapshotRequest(source=inode, new_parent=1, new_name=b"s"))
+    assert {server.replicas[unused.handle][0] for server in servers.values()} == {3}
+
+
+async def test_an_unused_first_chunk_is_given_back_unless_another_client_used_it(
+    world: Any, autojump_clock: Any
+) -> None:
+    await world.three_servers()
+    one, two = await world.client("c1"), await world.client("c2")
+
+    async def give_back(client: Any, inode: int, handle: int) -> None:
+        request = pb.CommitRequest()
+        request.lengths.add(inode=inode, release=True, unused_chunk=handle)
+        await client.change("Commit", request)
+
+    async def chunks(inode: int) -> list[int]:
+        info = await one.call("FileInfo", pb.InodeRequest(inode=inode))
+        return [chunk.handle for chunk in info.chunks]
+
+    alone = await one.create(b"alone", with_chunk=True)
+    await give_back(one, alone.attr.inode, pb.GrantBody.FromString(alone.grant.body).handle)
+    assert await chunks(alone.attr.inode) == []
+    shared = await one.create(b"shared", with_chunk=True)
+    body = pb.GrantBody.FromString(shared.grant.body)
+    await two.lease(shared.attr.inode)
+    world.written(body, 100)
+    await two.commit(shared.attr.inode, 100)
+    await give_back(one, shared.attr.inode, body.handle)
+    assert await chunks(shared.attr.inode) == [body.handle]
+
+
+async def test_the_length_is_found_behind_a_chunk_that_was_asked_for_ahead_of_time(
+    world: Any, autojump_clock: Any
+) -> None:
+    await world.three_servers()
+    writer, reader = await world.client("w"), await world.client("r")
+    made = await writer.create(b"f", with_chunk=True)
+    world.written(pb.GrantBody.FromString(made.grant.body), 777)
+    _, ahead = await writer.lease(made.attr.inode, 1)
+    seen = await reader.lookup(b"f")
+    assert [chunk.index for chunk in seen.chunks] == [0, 1]
+    await writer.channel.aclose()
+    await trio.sleep(world.config.lease_seconds * 1.5)
+    seen = await reader.lookup(b"f")
+    assert seen.attr.size == 777 and not seen.attr.length_pending
+    info = await reader.call("FileInfo", pb.InodeRequest(inode=made.attr.inode))
+    assert ahead.handle not in {chunk.handle for chunk in info.chunks}  # nobody can use it any more: a hole again
