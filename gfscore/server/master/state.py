@@ -75,7 +75,7 @@ class MasterState:
                 raise self._failure
             if self._flushing is not None:
                 await self._flushing.wait()
-            elif not turn_given and trio.lowlevel.current_statistics().tasks_runnable:
+            elif not turn_given and trio.lowlevel.current_statistics().tasks_runnable > 1:  # one is the next reader
                 turn_given = True
                 await trio.lowlevel.checkpoint()
             else:
