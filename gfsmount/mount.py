@@ -18,7 +18,7 @@ import trio
 from gfscore.client import Client, ClientOptions, FileType, open_client
 from gfscore.env import Env
 from gfscore.errors import Code, GfsError
-from gfsmount import kernel
+from gfsmount import kernel, turns
 from gfsmount.mount_options import MountConfig, MountOptions, fuse_options
 from gfsmount.operations import Operations
 
@@ -56,6 +56,7 @@ async def run_mount(config: MountConfig, env: Env, *, ready: Ready | None = None
 async def serve_mount(client: Client, root: int, config: MountConfig, *, ready: Ready | None = None) -> None:
     """As `run_mount`, on a connected client. One mount per process: pyfuse3 keeps its session in globals."""
     operations = Operations(client, root, config.options)
+    turns.install()
     options = fuse_options(config)
     try:
         pyfuse3.init(operations, config.mountpoint, options)

@@ -40,15 +40,16 @@ log = logging.getLogger(__name__)
 GRACE_SECONDS = 5.0
 
 # `setxattr` is one of these because of gfs.snapshot, whose value is a path.
-_BY_NAME = ("create", "mknod", "mkdir", "symlink", "link", "unlink", "rmdir", "rename", "setxattr")
+_BY_NAME = ("mknod", "symlink", "link", "rename", "setxattr")
 # An inode that is gone is answered ESTALE, on which the kernel looks its name up again.
 _BY_INODE = (
-    *("setattr", "access", "open", "readlink", "opendir", "statfs"),
+    *("setattr", "access", "readlink", "statfs"),
     *("getxattr", "listxattr", "removexattr"),
-    *("flush", "fsync", "release", "readdir", "releasedir", "fsyncdir"),
+    *("fsync", "fsyncdir"),
 )
 # Mostly answered from memory, where a cancel scope (13 us) would be a tenth of the whole: bounded by the client alone.
-_HOT = ("getattr", "read", "write")
+_HOT = ("getattr", "open", "read", "write", "flush", "release", "opendir", "readdir", "releasedir")
+_HOT_BY_NAME = ("create", "mkdir", "rmdir", "unlink")
 
 
 class Operations(  # type: ignore[misc]  # `forget` is no coroutine here, `read` may give a memoryview
@@ -136,5 +137,7 @@ for _name in _BY_NAME:
     setattr(Operations, _name, _guarded(getattr(Operations, _name), errno.ENOENT))
 for _name in _BY_INODE:
     setattr(Operations, _name, _guarded(getattr(Operations, _name), errno.ESTALE))
+for _name in _HOT_BY_NAME:
+    setattr(Operations, _name, _guarded_hot(getattr(Operations, _name), errno.ENOENT))
 for _name in _HOT:
     setattr(Operations, _name, _guarded_hot(getattr(Operations, _name), errno.ESTALE))

@@ -43,7 +43,14 @@ ONLY_IN = {
     # Ports and readiness of local processes speak to the kernel, not to our servers.
     "socket": ("gfscore.rpc", "gfsmount.localcluster.ports", "gfsmount.cli.role"),
     "google": ("gfscore.rpc", "gfscore.proto"),
-    "pyfuse3": ("gfsmount.mount", "gfsmount.fuse_ops", "gfsmount.operations", "gfsmount.context", "gfsmount.notifier"),
+    "pyfuse3": (
+        "gfsmount.mount",
+        "gfsmount.turns",
+        "gfsmount.fuse_ops",
+        "gfsmount.operations",
+        "gfsmount.context",
+        "gfsmount.notifier",
+    ),
     "lmdb": ("gfscore.storage",),
     "click": ("gfsmount.cli",),
     "rich": ("gfsmount.cli",),

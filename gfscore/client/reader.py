@@ -30,6 +30,17 @@ class ChunkReader:
         Raises GfsError(IO) when no replica has the bytes within the client's timeout.
         """
         assert size <= PIECE_BYTES
+        location = self._chunks.known_location(inode, index)
+        if location is not None and location.replicas:
+            # The common case needs no more than this: no time limit of its own, no retry.
+            try:
+                nearest = self._servers.nearest_first(location.replicas, location.handle)[0]
+                return await self._read_replica(nearest, location, offset, size)
+            except GfsError:
+                pass
+        return await self._read_somewhere(inode, index, offset, size)
+
+    async def _read_somewhere(self, inode: int, index: int, offset: int, size: int) -> memoryview:
         attempt = 0
         reason: GfsError | None = None
         with trio.move_on_after(self._options.timeout_seconds):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -30,6 +31,8 @@ from gfscore.rpc.waiting import SentCall, StreamingCall, Waiter
 log = logging.getLogger(__name__)
 
 PREFETCHED_PAYLOAD_BYTES = 64 * 1024
+WATCH_SECONDS = 0.5  # how exactly time is kept
+SEND_SECONDS = 30.0  # a peer that takes no byte for so long is gone
 CALLS_MAX = 1024  # of one peer at once; then nothing more is read from it
 _BUFFER_BYTES = 256 * 1024
 _EMPTY = memoryview(b"")
@@ -101,42 +104,43 @@ class StreamConnection:
         self._closed = trio.Event()
         self._serving = 0  # calls of the peer that are not answered yet
         self._fewer_calls = trio.Event()
+        self._send_deadline = math.inf
 
     # ------------------------------------------------------------ calling
 
     async def call(
         self, method: str, request: Any, *payload: Buffer, timeout: float, reply_into: memoryview | None = None
     ) -> tuple[Any, memoryview]:
-        """See `transport.Channel.call`."""
-        entry = method_named(self.service, method)
-        with trio.move_on_after(timeout):
-            call_id = self._new_id()
-            header = request.SerializeToString()
-            size = sum(map(len, payload))
-            waiter = self.expect(call_id, entry, reply_into)
-            try:
-                prefix = frame.pack_prefix(frame.REQUEST, entry.number, call_id, len(header), size)
-                await self._send([prefix + header, *payload])
-                return await waiter.wait()
-            finally:
-                self.forget(call_id, waiter)
-        raise GfsError(Code.UNREACHABLE, f"{self.peer} did not answer {method} within {timeout:g} s")
+        """See `transport.Channel.call`. Its time is kept by `_watch`: a cancel scope would cost more than the rest."""
+        call_id, waiter = await self._ask(method, request, payload, reply_into)
+        waiter.deadline = trio.current_time() + timeout
+        try:
+            return await waiter.wait()
+        finally:
+            self.forget(call_id, waiter)
 
     async def begin(self, method: str, request: Any, *payload: Buffer) -> SentCall:
         """See `transport.Channel.begin`."""
+        call_id, waiter = await self._ask(method, request, payload, None)
+        return SentCall(self, call_id, waiter)
+
+    async def _ask(
+        self, method: str, request: Any, payload: tuple[Buffer, ...], reply_into: memoryview | None
+    ) -> tuple[int, Waiter]:
         entry = method_named(self.service, method)
         call_id = self._new_id()
         header = request.SerializeToString()
-        waiter = self.expect(call_id, entry, None)
+        waiter = self.expect(call_id, entry, reply_into)
         sent = False
         try:
-            prefix = frame.pack_prefix(frame.REQUEST, entry.number, call_id, len(header), sum(map(len, payload)))
+            size = sum(map(len, payload))
+            prefix = frame.pack_prefix(frame.REQUEST, entry.number, call_id, len(header), size)
             await self._send([prefix + header, *payload])
             sent = True
         finally:
             if not sent:
                 self.forget(call_id, waiter)
-        return SentCall(self, call_id, waiter)
+        return call_id, waiter
 
     @asynccontextmanager
     async def call_streaming(
@@ -229,9 +233,11 @@ class StreamConnection:
 
     async def send_locked(self, parts: list[Buffer]) -> None:
         complete = False
+        self._send_deadline = trio.current_time() + SEND_SECONDS
         try:
             await self._stream.send(parts)
             complete = True
+            self._send_deadline = math.inf
         except (OSError, trio.ClosedResourceError) as error:
             raise GfsError(Code.UNREACHABLE, f"the connection to {self.peer} broke: {error}") from error
         finally:
@@ -245,9 +251,25 @@ class StreamConnection:
         try:
             # What the peer asked for is finished even when it goes: a client that dies leaves nothing half-applied.
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch)
                 await self._read_on(nursery, None)
         finally:
             self.close()
+
+    async def _watch(self) -> None:
+        """Ends calls that were not answered in time, and the connection when the peer takes nothing any more."""
+        while not self._closed.is_set():
+            with trio.move_on_after(WATCH_SECONDS):
+                await self._closed.wait()
+            now = trio.current_time()
+            if now > self._send_deadline:
+                log.warning("event=peer_stuck peer=%s", self.peer)
+                self.close()
+            for call_id, waiter in list(self._waiters.items()):
+                if now > waiter.deadline:
+                    error = GfsError(Code.UNREACHABLE, f"{self.peer} did not answer {waiter.method.name} in time")
+                    self.forget(call_id, waiter)
+                    waiter.wake(outcome.Error(error))
 
     async def _read_on(self, nursery: trio.Nursery, after: trio.Event | None) -> None:
         """Read until a request comes; then another task reads on, and this one serves it without a hop.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import outcome
 import trio
 
 from gfscore.checksum import Buffer
-from gfscore.errors import Code, GfsError
 from gfscore.rpc.methods import Method
 
 if TYPE_CHECKING:
@@ -21,11 +21,12 @@ Answer = tuple[Any, memoryview]
 class Waiter:
     """A call whose reply is awaited: by a task, or, when the reply was faster than that, kept."""
 
-    __slots__ = ("_early", "_task", "into", "method", "receiving")
+    __slots__ = ("_early", "_task", "deadline", "into", "method", "receiving")
 
     def __init__(self, method: Method, into: memoryview | None) -> None:
         self.method = method
         self.into = into
+        self.deadline = math.inf  # trio's clock; the connection wakes it with an error then
         self.receiving = False  # the payload is being put into the caller's buffer
         self._task: trio.lowlevel.Task | None = None
         self._early: outcome.Outcome[Answer] | None = None
@@ -62,13 +63,12 @@ class SentCall:
 
     async def result(self, timeout: float) -> Any:
         """The reply. Raises GfsError."""
+        self._waiter.deadline = trio.current_time() + timeout
         try:
-            with trio.move_on_after(timeout):
-                reply, _ = await self._waiter.wait()
-                return reply
+            reply, _ = await self._waiter.wait()
+            return reply
         finally:
             self._connection.forget(self._call_id, self._waiter)
-        raise GfsError(Code.UNREACHABLE, f"{self._connection.peer} did not answer within {timeout:g} s")
 
 
 class StreamingCall:

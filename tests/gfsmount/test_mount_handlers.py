@@ -101,8 +101,8 @@ async def test_an_operation_that_never_ends_is_given_up(
     client: FakeClient, ctx: Any, autojump_clock: trio.testing.MockClock
 ) -> None:
     operations = Operations(client, ROOT_INODE, MountOptions(timeout_seconds=7))  # type: ignore[arg-type]
-    client.before["unlink"] = trio.sleep_forever
-    assert await failing(operations.unlink(1, b"f", ctx)) == errno.ETIMEDOUT
+    client.before["readlink"] = trio.sleep_forever
+    assert await failing(operations.readlink(1, ctx)) == errno.ETIMEDOUT
     assert 7 <= trio.current_time() < 15
 
 

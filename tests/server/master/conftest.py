@@ -14,6 +14,7 @@ import trio
 
 from gfscore.env.memory import memory_env
 from gfscore.env.memory_disk import MemoryDisk
+from gfscore.env.memory_faults import Killed
 from gfscore.errors import Code, GfsError
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.rpc.memory import MemoryNetwork
@@ -237,7 +238,10 @@ class World:
             with trio.CancelScope() as scope:
                 self._master = scope
                 env = memory_env(self.network.transport("m"), disk=self.disk, seed=self._starts)
-                await run_master(self.config, env, task_status=task_status)
+                try:
+                    await run_master(self.config, env, task_status=task_status)
+                except* Killed:
+                    pass  # it was dead already when it wanted the disk
 
         _, self.stream_port = await self.nursery.start(run)
 
