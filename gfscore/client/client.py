@@ -196,9 +196,7 @@ class Client(NamespaceOperations):
             if item.chunks:
                 self._chunks.forget(item.inode)
                 self._kept_at_open.pop(item.inode, None)
-                state = self._files.get(item.inode)
-                if state is not None and state.appender is not None:
-                    state.appender.forget_grant()
+                self._files.changed_elsewhere(item.inode)
             if item.unlinked:
                 if self._files.is_open(item.inode):
                     held.append(item.inode)

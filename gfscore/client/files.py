@@ -51,7 +51,7 @@ class FileState:
         self.writer: FileWriter | None = None
         self.appender: Appender | None = None
         self.end = 0  # one past the last byte written or appended here since the length was last agreed
-        self.mtime_ns = 0
+        self.mtime_ns = 0  # of the latest change here; 0: none since somebody set the time
         self.changes = 0  # counts writes and appends
         self.uncommitted = False  # the master does not have `end` and `mtime_ns`, or that the writing is over
         self.unused_chunk = 0  # handle of the first chunk, when it came with the file and nothing went there yet
@@ -175,6 +175,12 @@ class Files:
             if state.appender is not None:
                 state.appender.forget_grant()
 
+    def changed_elsewhere(self, inode: int) -> None:
+        """The chunks of the file are others now, or have other versions."""
+        state = self._states.get(inode)
+        if state is not None and state.appender is not None:
+            state.appender.forget_grant()
+
     async def write_out_all(self) -> None:
         for state in list(self._states.values()):
             if state.busy:
@@ -199,12 +205,14 @@ class Files:
         state = self._states.get(attr.inode)
         if state is None or not state.uncommitted:
             return attr
-        if state.end <= attr.size and state.mtime_ns <= attr.mtime_ns:
+        newer = bool(state.mtime_ns) and state.mtime_ns > attr.mtime_ns
+        if state.end <= attr.size and not newer:
             return attr
         merged = attr.copy()
         merged.size = max(attr.size, state.end)
-        merged.mtime_ns = max(attr.mtime_ns, state.mtime_ns)
-        merged.ctime_ns = max(attr.ctime_ns, state.mtime_ns)
+        if newer:
+            merged.mtime_ns = state.mtime_ns
+            merged.ctime_ns = max(attr.ctime_ns, state.mtime_ns)
         return merged
 
     # ------------------------------------------------------------ lengths to the master

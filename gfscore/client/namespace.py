@@ -129,8 +129,9 @@ class NamespaceOperations:
             except GfsError:
                 continue  # a chunk that nobody wrote to yet; the master's length is what is known
             attr.size = max(attr.size, location.index * chunk_bytes + length) if length else attr.size
-            attr.mtime_ns = max(attr.mtime_ns, mtime_ns)
-            attr.ctime_ns = max(attr.ctime_ns, mtime_ns)
+            if mtime_ns:
+                attr.mtime_ns = max(attr.mtime_ns, mtime_ns)
+                attr.ctime_ns = max(attr.ctime_ns, mtime_ns)
 
     async def list_page(self, inode: int, after: bytes, limit: int) -> tuple[list[Entry], bool]:
         """Entries behind the name `after` in byte order, and whether there are more."""

@@ -279,6 +279,7 @@ class FakeClient:
         return self._attr(inode)
 
     async def readlink(self, inode: int) -> bytes:
+        await self._enter("readlink")
         return self.targets[inode]
 
     async def getxattr(self, inode: int, name: bytes) -> bytes:
