@@ -159,3 +159,9 @@ def test_appends_in_steady_state_need_no_call(cluster: Cluster) -> None:
         for _ in range(100):
             os.write(descriptor, b"line\n")
     os.close(descriptor)
+
+
+def test_the_counters_are_shown(cluster: Cluster) -> None:
+    shown = cluster.gfs("mount-info", cluster.mount).stdout
+    assert "Create" in shown and str(cluster.mount) in shown
+    assert json.loads(cluster.gfs("mount-info", cluster.mount, "--json").stdout)["calls"]

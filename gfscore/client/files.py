@@ -69,6 +69,16 @@ class FileState:
             self.end = end
 
 
+class Committing:
+    """A length on its way to the master. `error`: what went wrong, once it is `done`."""
+
+    __slots__ = ("done", "error")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.error: GfsError | None = None
+
+
 class Files:
     """All `FileState`s of a client, and the task that commits their lengths."""
 
@@ -217,9 +227,20 @@ class Files:
 
     # ------------------------------------------------------------ lengths to the master
 
-    async def commit(self, state: FileState) -> None:
-        """The master has the length on its disk when this returns (fsync)."""
-        await self._commit([state], release=False, sync=True)
+    def commit_soon(self, state: FileState) -> Committing:
+        """Begin to tell the master the length; it is on its disk when the wait for it is over (fsync)."""
+        committing = Committing()
+        assert self._nursery is not None
+        self._nursery.start_soon(self._commit_one, state, committing)
+        return committing
+
+    async def _commit_one(self, state: FileState, committing: Committing) -> None:
+        try:
+            await self._commit([state], release=False, sync=True)
+        except GfsError as error:
+            committing.error = error
+        finally:
+            committing.done.set()
 
     async def commit_all(self) -> None:
         """Everything that is not open any more, now."""
@@ -338,12 +359,21 @@ class OpenFile:
             self._raise_error()
 
     async def fsync(self) -> None:
-        """`flush`, and on the disks of all replicas, and the length on the master's."""
-        if self._state.writer is not None:
-            await self._state.writer.sync()
-            self._raise_error()
-        if self._state.uncommitted:
-            await self._files.commit(self._state)
+        """`flush`, and on the disks of all replicas, and the length on the master's.
+
+        Both at the same time: the length is right even where the data of a failed fsync is not.
+        """
+        state = self._state
+        committed = self._files.commit_soon(state) if state.uncommitted else None
+        try:
+            if state.writer is not None:
+                await state.writer.sync()
+                self._raise_error()
+        finally:
+            if committed is not None:
+                await committed.done.wait()
+        if committed is not None and committed.error is not None:
+            raise committed.error
 
     async def close(self) -> None:
         """`flush` and let go. The handle is closed even when an error is raised."""

@@ -59,6 +59,9 @@ class MemoryFile:
         if dying:
             self._disk.die()
 
+    def prefetch(self, size: int, offset: int) -> None:
+        pass
+
     def size(self) -> int:
         self._living()
         return len(self._node.data)

@@ -6,6 +6,7 @@ an `IoRunner` by whoever must not wait. Errors come out as OSError, unchanged.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
@@ -67,6 +68,10 @@ class RealFile:
         view = memoryview(data).cast("B")
         while done < len(view):
             done += os.pwrite(self.fd, view[done:], offset + done)
+
+    def prefetch(self, size: int, offset: int) -> None:
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self.fd, offset, size, os.POSIX_FADV_WILLNEED)
 
     def size(self) -> int:
         return os.fstat(self.fd).st_size

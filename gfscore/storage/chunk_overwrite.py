@@ -54,7 +54,11 @@ def plan(live: OpenChunk, extents: list[ext.Extent], checksums: Sequence[int] | 
     scratch = memoryview(bytearray(BLOCK_BYTES))
     trusted = checksums if len(extents) == 1 and extents[0][0] % BLOCK_BYTES == 0 else None
     first = extents[0][0] // BLOCK_BYTES
-    for block, pieces in sorted(ext.by_block(extents).items()):
+    blocks = sorted(ext.by_block(extents).items())
+    if len(blocks) > 1:
+        for block, _ in blocks:
+            live.file.prefetch(BLOCK_BYTES, state.data_start + block * BLOCK_BYTES)
+    for block, pieces in blocks:
         start = block * BLOCK_BYTES
         covered = min(BLOCK_BYTES, length - start)
         old_crc = state.block_crc(block, committed)

@@ -30,6 +30,7 @@ COMMANDS = {
     "status": ("status", "Show the state of a cluster."),
     "fsck": ("fsck", "Read and verify every replica of every chunk."),
     "fileinfo": ("fileinfo", "Show the chunks of a file and their replicas."),
+    "mount-info": ("mount_info", "Show what a mount has asked its master."),
     "ls": ("ls", "List a directory."),
     "stat": ("stat", "Show the attributes of a file."),
     "tree": ("tree", "Show a directory and all below it."),
