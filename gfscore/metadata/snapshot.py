@@ -67,6 +67,11 @@ def files_below(t: Tables, inode: int) -> Iterator[int]:
     return (unpack8(file) for file, _ in _raw_files_below(t, inode))
 
 
+def pending_below(t: Tables, inode: int) -> list[int]:
+    """Those of `files_below` whose length is pending. Raises STALE_INODE."""
+    return [unpack8(file) for file, raw in _raw_files_below(t, inode) if raw[2] & PENDING_BIT]
+
+
 def chunks_below(t: Tables, inode: int) -> list[int]:
     """Every chunk of every file in the tree at `inode`, each once. Raises STALE_INODE."""
     found: dict[bytes, None] = {}

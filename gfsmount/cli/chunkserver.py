@@ -29,6 +29,7 @@ def command(path: Path, ready_fd: int | None) -> None:
     config = read_config(path, ChunkserverConfig)
     role.configure_logging(config.log_level)
     role.allow_many_files()
+    role.collect_garbage_rarely()
     directory = role.data_directory(path, config.directory)
     serve = partial(run_chunkserver, config, real_env(directory))
     trio.run(role.serve_until_signal, serve, ready_fd, lambda _: f"{config.host}:{config.port}")

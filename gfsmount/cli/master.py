@@ -19,16 +19,17 @@ def command(path: Path, ready_fd: int | None) -> None:
     from functools import partial
 
     import trio
-    from gfscore.server.master.server import run_master
 
     from gfscore.env.real import real_env
     from gfscore.server.master.config import MasterConfig
+    from gfscore.server.master.server import run_master
     from gfsmount.cli import role
     from gfsmount.cli.config_file import read_config
 
     config = read_config(path, MasterConfig)
     role.configure_logging(config.log_level)
     role.allow_many_files()
+    role.collect_garbage_rarely()
     directory = role.data_directory(path, config.directory)
     serve = partial(run_master, config, real_env(directory))
     trio.run(role.serve_until_signal, serve, ready_fd, lambda _: f"{config.host}:{config.port}")

@@ -33,6 +33,7 @@ def command(source: str, mountpoint: str, options: tuple[str, ...], log_level: s
         raise UsageProblem(str(error)) from error
     role.configure_logging(log_level)
     role.allow_many_files()
+    role.collect_garbage_rarely()
     try:
         from gfsmount.mount import run_mount
     except ImportError as error:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from gfscore.env import Env
 from gfscore.errors import Code, GfsError
-from gfscore.metadata.inodes import PENDING_BIT, FileType, load, load_raw
+from gfscore.metadata.inodes import FileType, load
 from gfscore.metadata.locks import inode_key, path_reads
 from gfscore.metadata.lookup import check_name, find, open_directory
-from gfscore.metadata.snapshot import files_below, snapshot
+from gfscore.metadata.snapshot import pending_below, snapshot
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.rpc.transport import CallContext
 from gfscore.server.master.calls import Calls
@@ -52,7 +52,7 @@ class Snapshots:
                 return pb.AttrReply(attr=attr_of(load(tables, outcome[0])))
             self._refuse_early(request)
             # A file whose length is not pending has no writer: its lease, if any, is in nobody's hands.
-            pending = [inode for inode in files_below(tables, source) if load_raw(tables, inode)[2] & PENDING_BIT]
+            pending = pending_below(tables, source)
             if pending:
                 await self._lengths.settle(pending)
             tx = self._state.begin()
