@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -134,12 +135,18 @@ def test_a_chunkserver_of_another_cluster_is_refused(cluster: Cluster, tmp_path:
 
 def ports(cluster: Cluster) -> list[int]:
     """Every port that a process of the cluster listens on."""
-    pids = {process["pid"] for process in cluster.processes()}
-    found = []
-    for line in run("ss", "-Hltnp").stdout.splitlines():
-        if any(f"pid={pid}," in line for pid in pids):
-            found.append(int(line.split()[3].rsplit(":", 1)[1]))
-    return found
+    sockets = set()
+    for process in cluster.processes():
+        for descriptor in Path(f"/proc/{process['pid']}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                sockets.add(os.readlink(descriptor))
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:  # 0A: listening
+                found.add(int(fields[1].rpartition(":")[2], 16))
+    return sorted(found)
 
 
 def test_malformed_frames_and_oversized_messages_at_every_port(cluster: Cluster) -> None:

@@ -78,6 +78,9 @@ class Paths:
             after = entries[-1].name if entries else b""
             page, more = await self.client.list_page(inode, after, _LIST_PAGE)
             entries += page
+        for position, (name, attr) in enumerate(entries):
+            if attr.volatile:  # somebody writes it: a listing knows only a lower bound of its length
+                entries[position] = Entry(name, await self.client.getattr(attr.inode))
         return entries
 
     async def walk(self, path: str | bytes) -> AsyncIterator[tuple[bytes, Attr]]:

@@ -183,3 +183,14 @@ async def test_a_first_chunk_that_was_never_written_is_a_hole(autojump_clock: tr
         assert status["chunks"] == {"total": 1, "healthy": 1, "under_replicated": 0, "over_replicated": 0, "lost": 0}
         await Paths(two).write("/empty", b"filled")
         assert await Paths(one).read("/empty") == b"filled"
+
+
+async def test_a_listing_by_path_knows_lengths_that_are_not_committed_yet(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        _, file = await one.create_file(ROOT_INODE, b"file", 0o644, 1, 1)
+        await file.write(0, b"123")
+        await file.flush()
+        assert [(entry.name, entry.attr.size) for entry in await Paths(two).list("/")] == [(b"file", 3)]
+        await file.close()
