@@ -44,7 +44,7 @@ class PooledBuffer:
 class BufferPool:
     """Thread-safe. `keep_bytes` bounds the memory kept for later use."""
 
-    def __init__(self, keep_bytes: int = 32 * 1024 * 1024) -> None:
+    def __init__(self, keep_bytes: int = 16 * 1024 * 1024) -> None:
         self._lock = threading.Lock()
         self._free: dict[int, list[mmap.mmap]] = {SMALL_BYTES: [], LARGE_BYTES: []}
         self._keep_bytes = keep_bytes

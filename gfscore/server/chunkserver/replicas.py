@@ -20,7 +20,8 @@ from gfscore.storage.chunk_store import Chunk, ChunkStore
 
 _SCAN_SLICE = 256
 _REVOKED_MAX = 200_000
-_LOADED_MAX = 20_000
+_LOADED_MAX = 4_000  # about 10 KB each
+_LOADED_STEP = 500  # those under a lease cannot be forgotten: do not look at them again for every new one
 
 
 class Replica:
@@ -78,6 +79,7 @@ class ReplicaTable:
         self.corrupt: set[int] = set()
         self._io = io
         self._loaded: dict[int, Replica] = {}
+        self._forget_at = _LOADED_MAX
         self._revoked: dict[int, None] = {}
         self._revoked_below = 0
 
@@ -130,8 +132,9 @@ class ReplicaTable:
         return replica
 
     def _add(self, handle: int, chunk: Chunk, gate: SerialGate) -> Replica:
-        if len(self._loaded) >= _LOADED_MAX:
+        if len(self._loaded) >= self._forget_at:
             self._forget_some()
+            self._forget_at = max(_LOADED_MAX, len(self._loaded) + _LOADED_STEP)
         replica = Replica(handle, chunk, gate)
         self._loaded[handle] = replica
         return replica
