@@ -1,15 +1,11 @@
-"""Makes the helpers of this folder importable, and gives tests a running local cluster that is always taken down."""
+"""Gives tests a running local cluster that is always taken down."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from harness import Cluster, local_cluster
 
 

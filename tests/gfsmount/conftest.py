@@ -1,14 +1,8 @@
-"""Makes the helpers of this folder importable, and gives handlers on an in-memory client without a mount."""
+"""Handlers on an in-memory client, without a mount."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from fake_client import FakeClient
 
 from gfscore.ids import ROOT_INODE
