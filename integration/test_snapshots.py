@@ -38,6 +38,7 @@ def test_ten_thousand_files(cluster: Cluster) -> None:
         (source / f"f{number}").write_bytes(b"%d" % number)
     os.sync()
     before = used_bytes(cluster)
+    assert before >= FILES * 4096, "the chunk files were not found"
     snapshot(source, cluster.mount / "copy", cluster.mount)
     assert used_bytes(cluster) == before
     assert len(os.listdir(cluster.mount / "copy")) == FILES
