@@ -95,6 +95,11 @@ class Cluster:
         wait_until(lambda: is_mounted(where), f"the mount at {where}")
         return where
 
+    def show_logs(self, lines: int = 60) -> None:
+        """The end of every log, printed: pytest shows it beside a failure."""
+        for path in sorted(self.root.rglob("*.log")):
+            print(f"--- {path}", *path.read_text(errors="replace").splitlines()[-lines:], sep="\n")
+
     def down(self) -> None:
         """Everything ended, whatever state it is in; no mount is left behind."""
         for process, where in self._mounts:
@@ -131,6 +136,9 @@ def local_cluster(root: Path, **options: object) -> Iterator[Cluster]:
     try:
         cluster.up()
         yield cluster
+    except BaseException:
+        cluster.show_logs()
+        raise
     finally:
         cluster.down()
 

@@ -45,7 +45,6 @@ class Appender:
         self._queue: deque[_Waiting] = deque()
         self._sending = False
         self._grant: ChunkGrant | None = None
-        self._sequence = 0
 
     @property
     def record_bytes_max(self) -> int:
@@ -129,7 +128,7 @@ class Appender:
             first.done.set()
 
     async def _append_until_done(self, parts: list[memoryview], size: int) -> int:
-        self._sequence += 1
+        sequence = self._mutator.next_sequence()
         attempt = 0
         failed: ChunkGrant | None = None
         reason: GfsError | None = None
@@ -139,7 +138,7 @@ class Appender:
                     grant = await self._current_grant(failed)
                     try:
                         push_id = await self._mutator.push(grant, parts) if size > INLINE_BYTES_MAX else 0
-                        reply = await self._mutator.append(grant, self._sequence, size, parts, push_id)
+                        reply = await self._mutator.append(grant, sequence, size, parts, push_id)
                     except GfsError as error:
                         if attempt or error.code is not Code.UNKNOWN_PUSH:
                             failed = grant

@@ -17,7 +17,15 @@ class Mutator:
     def __init__(self, servers: Chunkservers) -> None:
         self._servers = servers
         self._last_push = 0
+        self._last_append = 0
         self.client_id = 0
+
+    def next_sequence(self) -> int:
+        """The number of a new append. One series for all files of the client: a chunk remembers the latest of a client
+        for longer than a client remembers a file, and a snapshot takes the memory to another file.
+        """
+        self._last_append += 1
+        return self._last_append
 
     async def push(self, grant: ChunkGrant, parts: list[memoryview]) -> int:
         """Send the bytes down the chain of replicas, closest first; returns when all have them. The push's id."""

@@ -73,6 +73,24 @@ async def test_appends_of_two_clients_fill_chunks_and_pad_them(autojump_clock: t
         assert len(data) > 2 * CHUNK_BYTES
 
 
+async def test_appends_of_one_client_through_handles_that_come_and_go(autojump_clock: trio.testing.MockClock) -> None:
+    """A file that was closed long enough to be forgotten: its next append is no retry of an earlier one."""
+    records = [b"first", b"other", b"the third is longer", b"again"]
+    async with memory_cluster() as cluster, cluster.client() as client:
+        paths = Paths(client, 1, 1)
+        await paths.write("/log", b"")
+        inode = (await client.lookup(ROOT_INODE, b"log")).inode
+        offsets = []
+        for record in records:
+            file = await client.open(inode, write=True, append=True)
+            offsets.append(await file.append(record))
+            await file.close()
+            await trio.sleep(10)
+        data = await paths.read("/log")
+        assert [data[offset:][: len(record)] for offset, record in zip(offsets, records, strict=True)] == records
+        assert len(data) == sum(map(len, records))
+
+
 async def test_a_chunkserver_dies_while_others_are_written_and_read(autojump_clock: trio.testing.MockClock) -> None:
     data = random.Random(3).randbytes(3 * CHUNK_BYTES)
     async with memory_cluster(chunkservers=4) as cluster, cluster.client() as client:
