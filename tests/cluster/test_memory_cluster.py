@@ -105,6 +105,45 @@ async def test_a_chunkserver_dies_while_others_are_written_and_read(autojump_clo
         await file.close()
 
 
+async def test_the_primary_of_a_chunk_dies_before_anybody_used_it(autojump_clock: trio.testing.MockClock) -> None:
+    """Back again, it has never heard of the chunk: the file gets another one, nothing waits for what cannot come."""
+    async with memory_cluster() as cluster, cluster.client(timeout_seconds=20) as client:
+        _, file = await client.create_file(ROOT_INODE, b"log", 0o644, 1, 1)
+        info = await client.file_info(file.inode)
+        (primary,) = [s for s in info["chunks"][0]["replicas"] if s["chunkserver"] == info["chunks"][0]["primary"]]
+        await cluster.restart(primary["address"].partition(":")[0])
+        await trio.sleep(10)
+        assert await file.append(b"record") == 0
+        await file.close()
+        assert await Paths(client).read("/log") == b"record"
+
+
+async def test_the_primary_of_an_unused_chunk_stays_away(autojump_clock: trio.testing.MockClock) -> None:
+    """Two clients hold the grant: neither has to wait until the dead server's session is over."""
+    async with (
+        memory_cluster(chunkservers=4) as cluster,
+        cluster.client("one", timeout_seconds=20) as one,
+        cluster.client("two", timeout_seconds=20) as two,
+    ):
+        _, file = await one.create_file(ROOT_INODE, b"log", 0o644, 1, 1)
+        other = await two.open(file.inode, write=True, append=True)
+        info = await one.file_info(file.inode)
+        (primary,) = [s for s in info["chunks"][0]["replicas"] if s["chunkserver"] == info["chunks"][0]["primary"]]
+        offsets: list[int] = []
+
+        async def append(handle) -> None:  # type: ignore[no-untyped-def]
+            offsets.append(await handle.append(b"record"))
+
+        await cluster.kill(primary["address"].partition(":")[0])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(append, file)
+            nursery.start_soon(append, other)
+        assert sorted(offsets) == [0, 6]
+        await file.close()
+        await other.close()
+        assert await Paths(two).read("/log") == b"recordrecord"
+
+
 async def test_everything_is_killed_and_comes_back(autojump_clock: trio.testing.MockClock) -> None:
     data = random.Random(4).randbytes(CHUNK_BYTES + 12345)
     async with memory_cluster() as cluster:

@@ -120,6 +120,7 @@ class ReplicaTable:
             return replica
         if grant.handle in self.index or not grant.fresh:
             return await self.get(grant.handle)
+        self.check_not_revoked(grant)
         # On the event loop: two file system calls in the page cache, and nobody can come in between.
         chunk = self._io.now(self.store.create, grant.handle, grant.version)
         return self._created(grant.handle, chunk)
@@ -151,8 +152,11 @@ class ReplicaTable:
     async def prepare(self, handle: int, version: int, old_version: int, truncate: int | None) -> Replica:
         """Take a replica to a new version, durable, which ends every lease on the old one (rule 1).
 
-        Raises GfsError(STALE_VERSION) when the replica is not at `old_version`. Repeating it is fine.
+        Raises GfsError: STALE_VERSION when the replica is not at `old_version`; UNKNOWN_CHUNK, and it will never be
+        created here then. Repeating it is fine.
         """
+        if handle not in self.index:
+            self.revoke_unseen(handle)
         replica = await self.get(handle)
         await replica.take_lock()
         try:
@@ -226,6 +230,12 @@ class ReplicaTable:
             del self._revoked[oldest]
             # Handles only grow; too much is refused, never too little, and who is refused asks the master anew.
             self._revoked_below = max(self._revoked_below, oldest)
+
+    def new_session(self, epoch: int) -> None:
+        """What was granted before the session and never used here is not created any more: handles and epochs come from
+        one clock, and this server may have said, before it restarted, that it has no such chunk."""
+        self._revoked.clear()
+        self._revoked_below = max(self._revoked_below, epoch)
 
     def check_not_revoked(self, grant: VerifiedGrant) -> None:
         """Raises GfsError(NOT_PRIMARY) for a fresh chunk whose lease was taken back before its first use."""

@@ -90,6 +90,7 @@ class MasterSession:
         node.grants.use_secret(reply.secret)
         await node.open_store(reply.chunk_size)
         node.replicas.end_leases()
+        node.replicas.new_session(reply.epoch)
         node.session.registered(Epoch(reply.epoch), reply.session_seconds, sent_at)
         node.failures.clear()
         self._released.clear()

@@ -20,7 +20,7 @@ from gfscore.server.master.state import MasterState
 
 log = logging.getLogger(__name__)
 
-_ROUNDS_MAX = 4  # a version may turn out to be taken already by an attempt before a crash
+_ROUNDS_MAX = 8  # each further one leaves somebody out, or follows a master that died between Prepare and its log
 REPORT_WAIT_SECONDS = 3.0
 
 
@@ -32,6 +32,15 @@ class Fenced:
     servers: list[ServerState] = field(default_factory=list)
     length: int = 0
     missing: list[str] = field(default_factory=list)  # servers that never had the chunk
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One chunk on its way to a new version. `held`: who is still asked, and the version it is thought to have."""
+
+    handle: int
+    recorded: int
+    held: dict[ServerState, int]
 
 
 class _ReservedTick(Transaction):
@@ -50,7 +59,6 @@ class Fencing:
         self._servers = servers
         self._leases = leases
         self._calls = calls
-        self._attempted: dict[int, int] = {}  # versions that some replica may have without the log knowing
 
     def candidates(self, handle: int, exclude: Collection[str] = ()) -> list[ServerState]:
         """Live servers with a good replica, without the excluded ones unless nobody else is left."""
@@ -70,67 +78,76 @@ class Fencing:
         self._servers.busy.update(busy)
         try:
             results = {handle: Fenced() for handle in handles}
-            todo = self._first_round(results, exclude, truncate)
+            attempts = self._attempts(handles, exclude)
             for _ in range(_ROUNDS_MAX):
-                if not todo:
+                if not attempts:
                     break
-                answers = await self._calls.prepare(todo)
-                todo = self._next_round(todo, answers, results)
+                attempts = await self._round(attempts, truncate, results)
             self._log(results)
             return results
         finally:
             self._servers.busy.difference_update(busy)
 
-    def _first_round(self, results: dict[int, Fenced], exclude: Collection[str], truncate: int | None) -> list[Wanted]:
-        wanted = []
-        for handle in results:
+    def _attempts(self, handles: list[int], exclude: Collection[str]) -> list[_Attempt]:
+        attempts = []
+        for handle in handles:
             chunk = find_chunk(self._state.tables, handle)
             servers = self.candidates(handle, exclude)
             if chunk is not None and servers:
-                version = max(chunk.version, self._attempted.get(handle, 0)) + 1
-                self._attempted[handle] = version
-                wanted.append(Wanted(handle, chunk.version, version, servers, truncate))
-        return wanted
+                attempts.append(_Attempt(handle, chunk.version, dict.fromkeys(servers, chunk.version)))
+        return attempts
 
-    def _next_round(
-        self, asked: list[Wanted], answers: dict[int, list[Answer]], results: dict[int, Fenced]
-    ) -> list[Wanted]:
-        """Sort the answers; what has to be asked again because a replica was ahead of the log."""
-        again: list[Wanted] = []
-        for item in asked:
-            result = results[item.handle]
-            given = answers.get(item.handle, [])
-            ahead = max((answer.version for answer in given), default=0)
-            uncut = item.truncate is not None and any(
-                answer.error is Code.OK and answer.length > item.truncate for answer in given
-            )
-            if ahead > item.version or uncut:
-                # Another attempt got there first (before a crash, or without the cut): all go beyond it together.
-                base = max(ahead, item.version)
-                self._attempted[item.handle] = base + 1
-                result.servers.clear()
-                again += [
-                    item._replace(old_version=answer.version, version=base + 1, servers=[answer.server])
-                    for answer in given
-                    if answer.version
-                ]
-                continue
-            for answer in given:
-                if answer.error is Code.OK and answer.version == item.version:
-                    result.version = item.version
-                    if answer.server not in result.servers:
-                        result.servers.append(answer.server)
-                    result.length = max(result.length, answer.length)
-                elif answer.error is Code.STALE_VERSION and item.old_version < answer.version < item.version:
-                    again.append(item._replace(old_version=answer.version, servers=[answer.server]))
-                elif answer.error is Code.UNKNOWN_CHUNK:
-                    result.missing.append(answer.server.id)
-                else:
-                    log.warning(
-                        "event=prepare_refused chunk=%016x server=%s code=%s has_version=%d",
-                        item.handle, answer.server.id, answer.error.name, answer.version,
-                    )  # fmt: skip
-        return again
+    async def _round(
+        self, attempts: list[_Attempt], truncate: int | None, results: dict[int, Fenced]
+    ) -> list[_Attempt]:
+        """Ask everybody for one version; which chunks need another round.
+
+        A version counts only when all who were asked for it have answered. Whoever was silent may have taken it and
+        would look like a member of the set later, without what is written meanwhile (rule 3): so those who answered
+        are taken beyond it.
+        """
+        version = await self._state.new_version(above=max(max(one.held.values()) for one in attempts))
+        wanted = []
+        for one in attempts:
+            for old_version in set(one.held.values()):
+                servers = [server for server, held in one.held.items() if held == old_version]
+                wanted.append(Wanted(one.handle, old_version, version, servers, truncate))
+        answers = await self._calls.prepare(wanted)
+        again = []
+        for one in attempts:
+            given = {answer.server: answer for answer in answers.get(one.handle, ())}
+            if self._sort(one, given, version, results[one.handle]):
+                again.append(one)
+        return [one for one in again if one.held]
+
+    def _sort(self, one: _Attempt, given: dict[ServerState, Answer], version: int, result: Fenced) -> bool:
+        """Take in the answers of one round; whether there has to be another."""
+        settled = True
+        length = 0
+        held: dict[ServerState, int] = {}
+        for server in one.held:
+            answer = given.get(server)
+            if answer is None:
+                settled = False
+            elif answer.error is Code.OK and answer.version == version:
+                held[server] = version
+                length = max(length, answer.length)
+            elif answer.error is Code.STALE_VERSION:
+                if answer.version > one.recorded:  # ahead of the log: an attempt of a master that died
+                    held[server] = answer.version
+                    settled = False
+            elif answer.error is Code.UNKNOWN_CHUNK:
+                result.missing.append(server.id)
+            else:
+                log.warning(
+                    "event=prepare_refused chunk=%016x server=%s code=%s has_version=%d",
+                    one.handle, server.id, answer.error.name, answer.version,
+                )  # fmt: skip
+                settled = False
+        one.held = held
+        if settled:
+            result.version, result.servers, result.length = version, list(held), length
+        return not settled
 
     def _log(self, results: dict[int, Fenced]) -> None:
         tx = self._state.begin()
@@ -139,16 +156,15 @@ class Fencing:
                 raise_version(tx, handle, result.version)
                 self._servers.set_replicas(handle, result.servers)
                 self._leases.drop(handle)
-                self._attempted.pop(handle, None)
         self._state.commit(tx)
 
     async def copy(
         self, inode: int, index: int, handle: int, *, truncate: int | None = None, avoid: Collection[str] = ()
-    ) -> tuple[int, list[ServerState]]:
+    ) -> tuple[int, Fenced]:
         """Copy-on-write: give the file a chunk of its own in the place of the shared `handle` [0116].
 
         The new handle is logged as taken before any server sees it, the mapping only when the copies exist; dying in
-        between leaves orphaned chunks. The new handle and its servers. Raises NOT_READY when nobody could copy it.
+        between leaves orphaned chunks. The new handle and its set. Raises NOT_READY when nobody could copy it.
         """
         await self._servers.wait_for_sets([handle], REPORT_WAIT_SECONDS)
         reserving = self._state.begin()
@@ -160,7 +176,8 @@ class Fencing:
             version = load_chunk(self._state.tables, handle).version
             servers = self.candidates(handle, avoid)
             answers = await self._calls.clone([Wanted(handle, version, 1, servers, truncate, new_handle)])
-            copied = [answer.server for answer in answers.get(handle, []) if answer.error is Code.OK]
+            given = answers.get(handle, [])
+            copied = [answer.server for answer in given if answer.error is Code.OK]
             if not copied:
                 raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} could be copied: servers are down")
             tx = _ReservedTick(self._state.tables)
@@ -169,6 +186,12 @@ class Fencing:
             assert made == new_handle, "the reserved handle was not used"
             self._state.commit(tx)
             self._servers.set_replicas(new_handle, copied)
-            return new_handle, copied
+            if len(copied) == len(servers):
+                return new_handle, Fenced(1, copied, max(answer.length for answer in given))
+            # Who did not answer may have made a copy all the same: it must not pass for one of these.
+            fenced = (await self.fence([new_handle]))[new_handle]
+            if not fenced.servers:
+                raise GfsError(Code.NOT_READY, f"the copies of chunk {handle:016x} cannot be reached any more")
+            return new_handle, fenced
         finally:
             self._servers.busy.discard(new_handle)

@@ -27,8 +27,7 @@ from gfscore.metadata.transaction import Transaction
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.rpc.transport import CallContext
 from gfscore.server.master.calls import Calls
-from gfscore.server.master.chunk_calls import ChunkCalls
-from gfscore.server.master.fencing import Fencing
+from gfscore.server.master.fencing import Fenced, Fencing
 from gfscore.server.master.grants import GrantSigner
 from gfscore.server.master.leases import GrantedLease, LeaseBook
 from gfscore.server.master.locking import LEASES, Keys, Locks
@@ -44,7 +43,7 @@ class Leasing:
 
     def __init__(
         self, state: MasterState, env: Env, calls: Calls, locks: Locks, sessions: Sessions, servers: Servers,
-        leases: LeaseBook, fencing: Fencing, chunk_calls: ChunkCalls, signer: GrantSigner, defaults: Policy,
+        leases: LeaseBook, fencing: Fencing, signer: GrantSigner, defaults: Policy,
         chunk_size: int,
     ) -> None:  # fmt: skip
         self._state = state
@@ -55,7 +54,6 @@ class Leasing:
         self._servers = servers
         self._leases = leases
         self._fencing = fencing
-        self._chunk_calls = chunk_calls
         self._signer = signer
         self._defaults = defaults
         self._chunk_size = chunk_size
@@ -142,11 +140,11 @@ class Leasing:
         if request.failed_handle == handle and self._nothing_acknowledged(handle, chunk, request.id.client_id):
             return self._replace_fresh(record, index, handle, list(request.avoid)), True
         if chunk.references > 1:
-            new_handle, servers = await self._fencing.copy(record.inode, index, handle, avoid=list(request.avoid))
+            new_handle, copy = await self._fencing.copy(record.inode, index, handle, avoid=list(request.avoid))
             policy = effective(self._state.tables, record.inode, self._defaults)
-            replicas = self._ordered(servers, None, request)
+            replicas = self._ordered(copy.servers, None, request)
             record = load_file(self._state.tables, record.inode)
-            return self.granted(record, index, new_handle, 1, replicas, policy, fresh=False), True
+            return self.granted(record, index, new_handle, copy.version, replicas, policy, fresh=False), True
         lease = self._leases.find(handle)
         elsewhere = request.failed_handle not in (0, handle)  # the complaint is of a chunk that was replaced already
         if lease is not None and not lease.broken and (elsewhere or request.stale_version != lease.version):
@@ -198,10 +196,7 @@ class Leasing:
         again = complaint & lease.avoided if lease is not None else set()
         fenced = (await self._fencing.fence([handle], exclude=again))[handle]
         if not fenced.servers:
-            never_written = chunk.version == 1 and record.size <= index * self._chunk_size
-            known = self._servers.locations.get(handle, ())
-            nobody_has_it = len(fenced.missing) == len(known)  # each one that could have it says that it does not
-            if never_written and nobody_has_it and self._servers.heard_all and await self._void(lease):
+            if chunk.version == 1 and self._nobody_wrote(handle, fenced, record.size > index * self._chunk_size):
                 return self._replace_fresh(record, index, handle, list(request.avoid))
             raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} can be reached: is its chunkserver up?")
         replicas = self._ordered(fenced.servers, lease, request)
@@ -210,12 +205,16 @@ class Leasing:
         kept = [server.id for server in replicas if server.id in complaint]
         return self.granted(record, index, handle, fenced.version, replicas, policy, fresh=False, avoided=kept)
 
-    async def _void(self, lease: GrantedLease | None) -> bool:
-        """Nobody can use a grant on this never used chunk any more, though it may be in somebody's hands."""
-        if lease is None:
-            return True  # its primary's session is over
-        lengths, silent = await self._chunk_calls.revoke({lease.primary: [lease.handle]})
-        return not silent and lease.handle not in lengths
+    def _nobody_wrote(self, handle: int, fenced: Fenced, length_known: bool) -> bool:
+        """Whether a fresh chunk was never used, and its grant, which may be in many hands, is worth nothing.
+
+        One member that never had the chunk is enough: what is acknowledged is on all, and by answering it has sworn
+        never to create it. Nobody is left out where the file's length says that there may be data (`length_known`), or
+        where no member is known because this master has just started.
+        """
+        if fenced.missing and not length_known:
+            return True
+        return self._servers.heard_all and {s.id for s in self._servers.replicas(handle)} <= set(fenced.missing)
 
     def _ordered(self, servers: list[ServerState], lease: GrantedLease | None, request: pb.LeaseRequest) -> Replicas:
         """The primary first: the one before unless somebody complained, else one that nobody complained of."""

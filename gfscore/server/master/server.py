@@ -61,7 +61,7 @@ class Master:
             config.lease_seconds,
         )  # fmt: skip
         self._leasing = Leasing(
-            state, env, calls, locks, sessions, servers, leases, fencing, chunk_calls,
+            state, env, calls, locks, sessions, servers, leases, fencing,
             GrantSigner(secret_of(state), chunk_size), defaults, chunk_size,
         )  # fmt: skip
         self._data = Data(state, calls, locks, sessions, servers, leases, self._lengths)

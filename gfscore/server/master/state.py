@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 DIRECTORY = "state"
 _CHUNK_SIZE = b"option/chunk_size"
 _SECRET = b"secret"
+_VERSIONS = b"versions"  # chunk versions up to here may have been given out
+_VERSIONS_AT_ONCE = 10_000
 _SECRET_BYTES = 32
 
 
@@ -43,6 +45,9 @@ class MasterState:
         self._work = trio.Event()
         self._flushing: trio.Event | None = None  # set when the flush under way is done
         self._failure: GfsError | None = None
+        reserved = unpack8(self.tables.get(COUNTERS, _VERSIONS) or pack8(1))  # 1 is that of every fresh chunk
+        self._next_version = reserved + 1
+        self._versions_reserved = self._versions_durable = reserved
         self._checkpointer = Checkpointer(recovered, env.disk, env.run_io, keys_max=checkpoint_keys)
 
     def begin(self) -> Transaction:
@@ -57,6 +62,22 @@ class MasterState:
             self.applied += 1
             self._work.set()
         return self.applied
+
+    async def new_version(self, *, above: int) -> int:
+        """A chunk version over `above` that no replica was ever told of, by this master or by one that died before it
+        could log it [0046]. Reserved in the log, many at a time, before any is used."""
+        version = self._next_version = max(self._next_version, above + 1)
+        self._next_version += 1
+        if version > self._versions_reserved:
+            self._versions_reserved = version + _VERSIONS_AT_ONCE
+            tx = self.begin()
+            tx.put(COUNTERS, _VERSIONS, pack8(self._versions_reserved))
+            self.commit(tx)
+        if version > self._versions_durable:
+            reserved = self._versions_reserved
+            await self.flushed()
+            self._versions_durable = max(self._versions_durable, reserved)
+        return version
 
     @property
     def pending(self) -> bool:

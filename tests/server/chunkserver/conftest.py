@@ -38,7 +38,7 @@ class ScriptedMaster:
         self.beats: list[pb.HeartbeatRequest] = []
         self.collect: dict[str, list[int]] = {}  # server id → handles
         self.before_reply: Callable[[], Awaitable[Any]] | None = None  # called once, in the next heartbeat
-        self._epoch = 100
+        self._epoch = 0  # handles and epochs come from one clock: chunks of the tests are younger than the sessions
 
     async def register(self, request: pb.RegisterRequest, context: Any) -> pb.RegisterReply:
         if request.cluster_id and request.cluster_id != self.cluster_id:
