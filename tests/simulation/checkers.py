@@ -224,7 +224,7 @@ def check_names(history: History) -> list[str]:
     for name, operations in history.names.items():
         if not explainable(operations):
             lines = "; ".join(
-                f"{o.kind} {o.value} {o.outcome.value} {o.began:.3f}-{o.ended:.3f}"
+                f"{o.who} {o.kind} {o.value} {o.outcome.value} {o.began:.3f}-{o.ended:.3f}"
                 for o in sorted(operations, key=lambda o: o.began)
                 if o.outcome is not Outcome.REFUSED
             )

@@ -89,6 +89,7 @@ class NameOperation:
     ended: float = INFINITY
     value: int = -1
     outcome: Outcome = Outcome.UNKNOWN
+    who: str = ""
 
 
 @dataclass
@@ -99,8 +100,8 @@ class History:
     problems: list[str] = field(default_factory=list)  # what a client saw that it must not see
     operations: int = 0
 
-    def name(self, name: bytes, kind: str, now: float) -> NameOperation:
-        operation = NameOperation(kind, now)
+    def name(self, name: bytes, kind: str, now: float, who: str) -> NameOperation:
+        operation = NameOperation(kind, now, who=who)
         self.names.setdefault(name, []).append(operation)
         return operation
 

@@ -197,6 +197,6 @@ class _Simulation:
         entries = await Paths(client, 1, 1).list_inode(self.load.names_directory)
         found = {entry.name: entry.attr.inode for entry in entries}
         for name in {*found, *history.names}:
-            operation = history.name(name, "read", began)
+            operation = history.name(name, "read", began, "judge")
             operation.value, operation.outcome = found.get(name, 0), Outcome.DONE
             operation.ended = self.world.now

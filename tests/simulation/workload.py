@@ -198,7 +198,7 @@ class Load:
         history, here = self.history, self.names_directory
         began = self.world.now
         if kind == "look":
-            operation = history.name(name, "read", began)
+            operation = history.name(name, "read", began, who)
             try:
                 operation.value = (await client.lookup(here, name)).inode
                 operation.outcome = Outcome.DONE
@@ -212,17 +212,17 @@ class Load:
             self._noted("look")
             return
         if kind == "make":
-            operations = [history.name(name, "make", began)]
+            operations = [history.name(name, "make", began, who)]
         elif kind == "unlink":
-            operations = [history.name(name, "drop", began)]
+            operations = [history.name(name, "drop", began, who)]
         elif kind == "rename":
-            operations = [history.name(name, "drop", began), history.name(other, "put", began)]
+            operations = [history.name(name, "drop", began, who), history.name(other, "put", began, who)]
         else:
             # Under a name that nobody else uses: a rename onto another link of the same file would change nothing.
             self._copies += 1
             inode = (await client.lookup(here, other)).inode
             name = b"link%d" % self._copies
-            operations = [history.name(name, "make", began)]
+            operations = [history.name(name, "make", began, who)]
         try:
             if kind == "make":
                 operations[0].value = (await client.create(here, name, FileType.FILE, 0o644, 1, 1)).inode
