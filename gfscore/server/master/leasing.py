@@ -142,11 +142,11 @@ class Leasing:
         if request.failed_handle == handle and self._nothing_acknowledged(handle, chunk, request.id.client_id):
             return self._replace_fresh(record, index, handle, list(request.avoid)), True
         if chunk.references > 1:
-            new_handle, servers = await self._fencing.copy(record.inode, index, handle, avoid=list(request.avoid))
+            new_handle, copies = await self._fencing.copy(record.inode, index, handle, avoid=list(request.avoid))
             policy = effective(self._state.tables, record.inode, self._defaults)
-            replicas = self._ordered(servers, None, request)
+            replicas = self._ordered(copies.servers, None, request)
             record = load_file(self._state.tables, record.inode)
-            return self.granted(record, index, new_handle, 1, replicas, policy, fresh=False), True
+            return self.granted(record, index, new_handle, copies.version, replicas, policy, fresh=False), True
         lease = self._leases.find(handle)
         elsewhere = request.failed_handle not in (0, handle)  # the complaint is of a chunk that was replaced already
         if lease is not None and not lease.broken and (elsewhere or request.stale_version != lease.version):

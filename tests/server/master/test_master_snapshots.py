@@ -89,7 +89,7 @@ async def test_a_silent_primary_is_fenced_before_the_snapshot(world: Any, autoju
     world.network.disconnect("m", body.primary)
     await client.change("Snapshot", pb.SnapshotRequest(source=directory, new_parent=1, new_name=b"s"))
     others = [server for name, server in servers.items() if name != body.primary]
-    assert all(server.replicas[body.handle] == (2, 42) for server in others)
+    assert all(server.replicas[body.handle] == (3, 42) for server in others)
     copy = (await client.lookup(b"s")).attr.inode
     assert (await client.lookup(b"f", parent=copy)).attr.size == 42
 
