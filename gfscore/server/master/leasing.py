@@ -112,13 +112,14 @@ class Leasing:
                 tx = self._state.begin()
                 mark_pending(tx, request.inode)
                 self._state.commit(tx)
+                self._leases.all_known.add(request.inode)
             former = self._leases.writers.add(request.inode, client)
             self._sessions.watch(session, request.inode)
         item = Item(
             inode=request.inode, attr=not before.length_pending, chunks=chunks_changed, writers=former is not None
         )
         reply = pb.LeaseReply(
-            grant=lease.grant, index=index, sole_writer=self._leases.writers.is_sole(request.inode, client)
+            grant=lease.grant, index=index, sole_writer=self._leases.is_sole_writer(request.inode, client)
         )
         if item.attr or item.chunks or item.writers:
             return await self._calls.told(reply, self._sessions.told([item], session))  # type: ignore[no-any-return]

@@ -229,6 +229,26 @@ async def test_a_commit_after_a_restart_counts(world: Any, autojump_clock: Any) 
     assert seen.attr.size == 1000 and not seen.attr.length_pending
 
 
+async def test_a_writer_of_before_a_restart_is_not_forgotten_when_another_one_is_done(
+    world: Any, autojump_clock: Any
+) -> None:
+    """Its primary has not noticed the restart yet and goes on taking appends under the old grant."""
+    servers = await world.three_servers()
+    one, two = await world.client("one"), await world.client("two")
+    made = await one.create(b"f", with_chunk=True)
+    _, body = await two.lease(made.attr.inode)
+    world.written(body, 1000)
+    await world.restart_master()
+    await one.connect()
+    await one.commit(made.attr.inode, 1000)
+    world.written(body, 1500)  # by the other one
+    seen = await one.lookup(b"f")
+    assert seen.attr.size == 1500 or seen.attr.length_pending
+    await trio.sleep(25)
+    assert all(server.replicas[body.handle][1] == 1500 for server in servers.values())
+    assert (await one.lookup(b"f")).attr.size == 1500
+
+
 async def test_a_fresh_chunk_that_another_client_may_have_written_to_is_kept(world: Any, autojump_clock: Any) -> None:
     """Once lost an acknowledged record: after a restart the master took the one who asked for the only writer."""
     await world.three_servers()
