@@ -140,7 +140,11 @@ class Leasing:
         if not handle:
             return self._fill_hole(record, index, list(request.avoid)), True
         chunk = load_chunk(self._state.tables, handle)
-        if request.failed_handle == handle and self._nothing_acknowledged(handle, chunk, request.id.client_id):
+        # A length that reaches into the chunk is that of acknowledged bytes, which the client may have forgotten by now.
+        unused = record.size <= index * self._chunk_size
+        if request.failed_handle == handle and unused and self._nothing_acknowledged(
+            handle, chunk, request.id.client_id
+        ):
             return self._replace_fresh(record, index, handle, list(request.avoid)), True
         if chunk.references > 1:
             new_handle, copies = await self._fencing.copy(record.inode, index, handle, avoid=list(request.avoid))

@@ -249,6 +249,18 @@ async def test_a_writer_of_before_a_restart_is_not_forgotten_when_another_one_is
     assert (await one.lookup(b"f")).attr.size == 1500
 
 
+async def test_a_fresh_chunk_with_a_committed_length_is_kept(world: Any, autojump_clock: Any) -> None:
+    """Written, closed and opened again: the client does not remember what was acknowledged, the length does."""
+    await world.three_servers()
+    client = await world.client("c1")
+    made = await client.create(b"f", with_chunk=True)
+    body = pb.GrantBody.FromString(made.grant.body)
+    world.written(body, 100)
+    await client.commit(made.attr.inode, 100)
+    _, new = await client.lease(made.attr.inode, failed_handle=body.handle, stale_version=1, avoid=[body.primary])
+    assert new.handle == body.handle and new.version == 2
+
+
 async def test_a_fresh_chunk_that_another_client_may_have_written_to_is_kept(world: Any, autojump_clock: Any) -> None:
     """Once lost an acknowledged record: after a restart the master took the one who asked for the only writer."""
     await world.three_servers()
