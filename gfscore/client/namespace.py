@@ -190,12 +190,25 @@ class NamespaceOperations:
 
     # ------------------------------------------------------------ creating and removing
 
-    def _keep_directory(self, attr: pb.Attr, inode: int) -> None:
+    def _keep_directory(self, attr: pb.Attr, inode: int, generation: int) -> None:
         """A directory as a change of ours left it; without it, what is cached of it is not right any more."""
-        if attr.inode:
+        if attr.inode and generation == self._cache.generation:
             self._cache.keep(attr_from_wire(attr))
         else:
             self._cache.attrs.pop(inode, None)
+
+    def _keep_name(self, parent: int, name: bytes, inode: int, generation: int) -> None:
+        """What a change of ours made of a name (0: nothing), asked for at `generation`.
+
+        When others changed something meanwhile, their change of this very name may have come after ours: nothing is
+        known of the name then, and the listing is not complete any more.
+        """
+        if generation != self._cache.generation:
+            self._cache.names_changed(parent, [name])
+        elif inode:
+            self._cache.add_name(parent, name, inode)
+        else:
+            self._cache.remove_name(parent, name)
 
     async def _create(
         self,
@@ -228,12 +241,13 @@ class NamespaceOperations:
             attr = await self._settle(reply, generation)
         else:
             attr = attr_from_wire(reply.attr)
-            self._cache.keep(attr)
-            if kind == FileType.DIRECTORY:
-                self._cache.directory(attr.inode).complete = True
+            if generation == self._cache.generation:
+                self._cache.keep(attr)
+                if kind == FileType.DIRECTORY:
+                    self._cache.directory(attr.inode).complete = True
+        self._keep_directory(reply.parent, parent, generation)
+        self._keep_name(parent, name, attr.inode, generation)
         if generation == self._cache.generation:
-            self._keep_directory(reply.parent, parent)
-            self._cache.add_name(parent, name, attr.inode)
             self._cache.listed_in[attr.inode] = parent
         return reply, attr
 
@@ -266,9 +280,10 @@ class NamespaceOperations:
             inode = (await self.lookup(parent, name)).inode
         hold = not directory and self._files.is_open(inode)
         request = pb.UnlinkRequest(parent=parent, name=name, directory=directory, hold=hold)
+        generation = self._cache.generation
         reply = await self._session.change("Unlink", request)
-        self._cache.remove_name(parent, name)
-        self._keep_directory(reply.parent, parent)
+        self._keep_name(parent, name, 0, generation)
+        self._keep_directory(reply.parent, parent, generation)
         self._removed(reply.inode, reply.attr, hold)
 
     def _removed(self, inode: int, left: pb.Attr, hold: bool) -> None:
@@ -304,22 +319,24 @@ class NamespaceOperations:
             exchange=exchange,
             hold_replaced=hold,
         )
+        generation = self._cache.generation
         reply = await self._session.change("Rename", request)
         moved = self._cache.find(parent, name) or reply.attr.inode
-        self._cache.remove_name(parent, name)
-        self._cache.remove_name(new_parent, new_name)
-        self._keep_directory(reply.parent, parent)
-        self._keep_directory(reply.new_parent, new_parent)
+        self._keep_name(parent, name, 0, generation)
+        self._keep_name(new_parent, new_name, 0, generation)
+        self._keep_directory(reply.parent, parent, generation)
+        self._keep_directory(reply.new_parent, new_parent, generation)
         self._cache.attrs.pop(moved, None)
         if reply.attr.inode:
-            self._cache.keep(attr_from_wire(reply.attr))
-            self._cache.add_name(new_parent, new_name, reply.attr.inode)
+            if generation == self._cache.generation:
+                self._cache.keep(attr_from_wire(reply.attr))
+            self._keep_name(new_parent, new_name, reply.attr.inode, generation)
         else:
             self._forget_names(new_parent)
         if exchange:
             self._cache.attrs.pop(replaced, None)
             if replaced:
-                self._cache.add_name(parent, name, replaced)
+                self._keep_name(parent, name, replaced, generation)
             else:
                 self._forget_names(parent)
         elif replaced and replaced != moved:
@@ -335,8 +352,8 @@ class NamespaceOperations:
         generation = self._cache.generation
         reply = await self._session.change("Link", request)
         attr = await self._settle(reply, generation)
-        self._keep_directory(reply.parent, new_parent)
-        self._cache.add_name(new_parent, new_name, attr.inode)
+        self._keep_directory(reply.parent, new_parent, generation)
+        self._keep_name(new_parent, new_name, attr.inode, generation)
         return attr
 
     async def snapshot(self, source: int, new_parent: int, new_name: bytes) -> Attr:
@@ -348,8 +365,8 @@ class NamespaceOperations:
         self._chunks.clear()  # the leases are revoked, and what was ours alone may be shared now
         self._files.forget_grants()
         attr = await self._settle(reply, generation)
-        self._keep_directory(reply.parent, new_parent)
-        self._cache.add_name(new_parent, new_name, attr.inode)
+        self._keep_directory(reply.parent, new_parent, generation)
+        self._keep_name(new_parent, new_name, attr.inode, generation)
         return attr
 
     async def _write_out_all(self) -> None:

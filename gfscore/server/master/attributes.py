@@ -101,7 +101,7 @@ class Attributes:
     async def _cut(self, request: pb.SetAttrRequest, session: Session | None) -> None:
         inode, size = request.inode, request.size
         record = load_file(self._state.tables, inode)
-        alone = session is not None and self._leases.writers.is_sole(inode, session.client_id)
+        alone = session is not None and self._leases.is_sole_writer(inode, session.client_id)
         if record.length_pending and not (size == 0 and alone and not self._lengths.old_leases_possible):
             await self._lengths.settle([inode])
         planned = truncate(

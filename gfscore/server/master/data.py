@@ -121,7 +121,7 @@ class Data:
         A coroutine for it when the length has to be settled first.
         """
         if not record.length_pending or (
-            session is not None and self._leases.writers.is_sole(record.inode, session.client_id)
+            session is not None and self._leases.is_sole_writer(record.inode, session.client_id)
         ):
             return pb.AttrReply(attr=attr_of(record))
         if self._lengths.unknown(record.inode):

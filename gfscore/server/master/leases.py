@@ -49,14 +49,19 @@ class GrantedLease:
 
 
 class LeaseBook:
-    """At most one lease per chunk; `writers` holds who may use the grants of a file."""
+    """At most one lease per chunk; `writers` holds who may use the grants of a file.
 
-    __slots__ = ("_by_handle", "_by_inode", "writers")
+    `all_known` has the files of which `writers` has everybody: their length was agreed on when the first of them got
+    its grant from this very master. Of any other file, somebody may hold a grant of before the start (rule 5).
+    """
+
+    __slots__ = ("_by_handle", "_by_inode", "all_known", "writers")
 
     def __init__(self) -> None:
         self._by_handle: dict[int, GrantedLease] = {}
         self._by_inode: dict[int, dict[int, None]] = {}
         self.writers = WriterTable()
+        self.all_known: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._by_handle)
@@ -91,6 +96,11 @@ class LeaseBook:
         for handle in list(self._by_inode.get(inode, ())):
             self.drop(handle)
         self.writers.drop_inode(inode)
+        self.all_known.discard(inode)
+
+    def is_sole_writer(self, inode: int, client: int) -> bool:
+        """Nobody else can change the file now."""
+        return inode in self.all_known and self.writers.is_sole(inode, client)
 
     def sweep(self, before: float) -> None:
         """Forget leases that were given out before `before` (boottime) and that nobody may use any more.

@@ -110,13 +110,14 @@ class Leasing:
                 tx = self._state.begin()
                 mark_pending(tx, request.inode)
                 self._state.commit(tx)
+                self._leases.all_known.add(request.inode)
             former = self._leases.writers.add(request.inode, client)
             self._sessions.watch(session, request.inode)
         item = Item(
             inode=request.inode, attr=not before.length_pending, chunks=chunks_changed, writers=former is not None
         )
         reply = pb.LeaseReply(
-            grant=lease.grant, index=index, sole_writer=self._leases.writers.is_sole(request.inode, client)
+            grant=lease.grant, index=index, sole_writer=self._leases.is_sole_writer(request.inode, client)
         )
         if item.attr or item.chunks or item.writers:
             return await self._calls.told(reply, self._sessions.told([item], session))  # type: ignore[no-any-return]
@@ -137,7 +138,11 @@ class Leasing:
         if not handle:
             return self._fill_hole(record, index, list(request.avoid)), True
         chunk = load_chunk(self._state.tables, handle)
-        if request.failed_handle == handle and self._nothing_acknowledged(handle, chunk, request.id.client_id):
+        # A length that reaches into the chunk is that of acknowledged bytes, which the client may have forgotten by now.
+        unused = record.size <= index * self._chunk_size
+        if request.failed_handle == handle and unused and self._nothing_acknowledged(
+            handle, chunk, request.id.client_id
+        ):
             return self._replace_fresh(record, index, handle, list(request.avoid)), True
         if chunk.references > 1:
             new_handle, copy = await self._fencing.copy(record.inode, index, handle, avoid=list(request.avoid))

@@ -82,6 +82,9 @@ class Lengths:
                 try:
                     counts = self._counts(length.inode, client)
                     nobody_left = length.release and self._leases.writers.remove(length.inode, client)
+                    # Of a file that was written before this master started, others may write on: the replicas are
+                    # asked when somebody wants to know.
+                    nobody_left = nobody_left and length.inode in self._leases.all_known
                     commit_length(
                         tx,
                         length.inode,
@@ -90,8 +93,10 @@ class Lengths:
                         mtime_ns=length.mtime_ns if counts else 0,
                         release=nobody_left,
                     )
-                    if nobody_left and length.unused_chunk:
-                        self._take_back(tx, length.inode, length.unused_chunk, client)
+                    if nobody_left:
+                        self._leases.all_known.discard(length.inode)
+                        if length.unused_chunk:
+                            self._take_back(tx, length.inode, length.unused_chunk, client)
                 except GfsError as error:
                     if error.code is not Code.STALE_INODE:
                         raise

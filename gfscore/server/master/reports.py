@@ -102,7 +102,7 @@ class Reports:
         self._leases.drop(report.handle)
         tx = self._state.begin()
         try:
-            last = not self._leases.of_inode(lease.inode)
+            last = not self._leases.of_inode(lease.inode) and lease.inode in self._leases.all_known
             size = lease.index * self._chunk_size + report.length if report.length else 0
             commit_length(tx, lease.inode, size, now_ns=self._env.clock.wall_ns(), release=last)
         except GfsError:

@@ -57,45 +57,6 @@ async def test_an_unreachable_primary_is_fenced_off_by_a_new_version(world: Any,
     assert servers[old.primary].replicas[old.handle] == (1, 100)
 
 
-async def test_who_took_a_version_but_could_not_say_so_is_no_member_of_its_set(world: Any, autojump_clock: Any) -> None:
-    servers = await world.three_servers()
-    client = await world.client("c1")
-    made = await client.create(b"f", with_chunk=True)
-    old = pb.GrantBody.FromString(made.grant.body)
-    world.written(old, 100)
-    name, slow = next((name, server) for name, server in servers.items() if name != old.primary)
-
-    async def late(method: str) -> None:
-        if method == "Prepare":
-            await trio.sleep(3)  # longer than the master waits
-
-    slow.before = late
-    _, new = await client.lease(made.attr.inode, stale_version=1)
-    slow.before = None
-    assert len(new.replicas) == 2 and name not in {replica.id for replica in new.replicas}
-    await trio.sleep(5)
-    assert slow.replicas[new.handle][0] > 1, "it has taken a new version in the end"
-    await slow.beat()
-    located = await client.call("Locate", pb.LocateRequest(ranges=[{"inode": made.attr.inode, "count": 1}]))
-    (chunk,) = located.files[0].chunks
-    assert chunk.version == new.version
-    assert {server.id for server in chunk.replicas} == {server.id for server in new.replicas}
-
-
-async def test_versions_of_a_master_that_died_are_not_given_out_again(world: Any, autojump_clock: Any) -> None:
-    """It may have told a replica of a version and not have logged it."""
-    await world.three_servers()
-    client = await world.client("c1")
-    made = await client.create(b"f", with_chunk=True)
-    body = pb.GrantBody.FromString(made.grant.body)
-    world.written(body, 10)
-    _, before = await client.lease(made.attr.inode, stale_version=1)
-    await world.restart_master()
-    await client.connect()
-    _, after = await client.lease(made.attr.inode)
-    assert after.version > before.version + 1
-
-
 async def test_a_failed_fresh_chunk_is_replaced_by_another(world: Any, autojump_clock: Any) -> None:
     servers = await world.three_servers()
     client = await world.client("c1")

@@ -1,0 +1,82 @@
+"""Answers that cross with what the master calls back: what a client then believes about its own changes."""
+
+from __future__ import annotations
+
+import trio
+import trio.testing
+from memory_cluster import memory_cluster
+
+from gfscore.client import ROOT_INODE, AttrChanges, Client, Code, FileType, GfsError
+
+
+async def _exists(client: Client, name: bytes) -> bool:
+    try:
+        await client.lookup(ROOT_INODE, name)
+    except GfsError as error:
+        assert error.code is Code.NOT_FOUND
+        return False
+    return True
+
+
+def _delay_answers(client: Client, event: trio.Event) -> None:
+    """From now on the client takes in an answer to a change only after `event`."""
+    change = client._session.change
+
+    async def late(method: str, request: object) -> object:
+        reply = await change(method, request)
+        await event.wait()
+        return reply
+
+    client._session.change = late  # type: ignore[method-assign]
+
+
+async def test_a_name_made_while_somebody_else_changed_the_directory_is_found(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        event = trio.Event()
+        watched = (await one.create(ROOT_INODE, b"watched", FileType.FILE, 0o644, 1, 1)).inode
+        assert (await one.list_page(ROOT_INODE, b"", 10))[0]  # complete now: a name that is not in it does not exist
+        _delay_answers(one, event)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.create, ROOT_INODE, b"new", FileType.FILE, 0o644, 1, 1)
+            await trio.sleep(1)
+            await two.setattr(watched, AttrChanges(mode=0o600))  # the first client hears of this before it has its answer
+            event.set()
+        assert await _exists(one, b"new")
+
+
+async def test_a_name_that_somebody_removed_before_its_maker_had_the_answer_is_gone(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        event = trio.Event()
+        inode = (await one.create(ROOT_INODE, b"file", FileType.FILE, 0o644, 1, 1)).inode
+        await one.list_page(ROOT_INODE, b"", 10)
+        _delay_answers(one, event)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.link, inode, ROOT_INODE, b"link")
+            await trio.sleep(1)
+            await two.unlink(ROOT_INODE, b"link")
+            event.set()
+        assert not await _exists(one, b"link")
+
+
+async def test_a_name_made_anew_before_its_remover_had_the_answer_is_there(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        event = trio.Event()
+        for name in (b"file", b"moved"):
+            await one.create(ROOT_INODE, name, FileType.FILE, 0o644, 1, 1)
+        await one.list_page(ROOT_INODE, b"", 10)
+        _delay_answers(one, event)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.unlink, ROOT_INODE, b"file")
+            nursery.start_soon(one.rename, ROOT_INODE, b"moved", ROOT_INODE, b"target")
+            await trio.sleep(1)
+            for name in (b"file", b"moved"):
+                await two.create(ROOT_INODE, name, FileType.FILE, 0o644, 1, 1)
+            await two.unlink(ROOT_INODE, b"target")
+            event.set()
+        assert await _exists(one, b"file") and await _exists(one, b"moved") and not await _exists(one, b"target")

@@ -1,0 +1,115 @@
+"""What the clients did and what they were told: the only thing the checkers believe.
+
+Times are simulated seconds. An operation with outcome UNKNOWN may have happened, at any time after it began, or not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from gfscore.errors import Code, GfsError
+
+INFINITY = float("inf")
+
+
+class Outcome(Enum):
+    UNKNOWN = "unknown"
+    DONE = "done"
+    REFUSED = "refused"  # a definite answer, and nothing changed
+
+
+@dataclass(eq=False)
+class Append:
+    record: bytes
+    began: float
+    ended: float = INFINITY
+    offset: int = -1
+    outcome: Outcome = Outcome.UNKNOWN
+
+
+@dataclass(eq=False)
+class AppendFile:
+    """A file that is only ever appended to. `copies`: (name, began, ended) of its snapshots."""
+
+    name: bytes
+    inode: int
+    appends: list[Append] = field(default_factory=list)
+    copies: list[tuple[bytes, int, float, float]] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class SlotWrite:
+    value: bytes
+    began: float
+    ended: float = INFINITY
+    outcome: Outcome = Outcome.UNKNOWN
+
+
+@dataclass(eq=False)
+class SlotFile:
+    """A file that one task writes, slot by slot. A slot holds one of the values written to it, or zeros."""
+
+    name: bytes
+    inode: int
+    slot_bytes: int
+    slots: dict[int, list[SlotWrite]] = field(default_factory=dict)
+    copies: list[tuple[bytes, int, float, float]] = field(default_factory=list)
+
+    def write(self, slot: int, value: bytes, now: float) -> SlotWrite:
+        entry = SlotWrite(value, now)
+        self.slots.setdefault(slot, []).append(entry)
+        return entry
+
+    def possible(self, slot: int, since: float, until: float) -> set[bytes]:
+        """What a read between these times may find: the last value acknowledged before, anything not over by then."""
+        zeros = bytes(self.slot_bytes)
+        values = {zeros}
+        for entry in self.slots.get(slot, ()):
+            if entry.began > until:
+                break
+            if entry.outcome is Outcome.DONE and entry.ended <= since:
+                # What was unknown before may still take effect: a message that was slow.
+                values = {e.value for e in self.slots[slot] if e.began <= until and e.outcome is Outcome.UNKNOWN}
+                values.add(entry.value)
+            else:
+                values.add(entry.value)
+        return values
+
+
+@dataclass(eq=False)
+class NameOperation:
+    """One operation as one name sees it. `kind`: read, make (must be absent), drop (must be there), put, touch.
+
+    `value`: what was read or made (0: nothing there; -1: something, which is not known).
+    """
+
+    kind: str
+    began: float
+    ended: float = INFINITY
+    value: int = -1
+    outcome: Outcome = Outcome.UNKNOWN
+    who: str = ""
+
+
+@dataclass
+class History:
+    appends: list[AppendFile] = field(default_factory=list)
+    slots: list[SlotFile] = field(default_factory=list)
+    names: dict[bytes, list[NameOperation]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)  # what a client saw that it must not see
+    operations: int = 0
+
+    def name(self, name: bytes, kind: str, now: float, who: str) -> NameOperation:
+        operation = NameOperation(kind, now, who=who)
+        self.names.setdefault(name, []).append(operation)
+        return operation
+
+
+# After these the system says itself that it does not know.
+_UNKNOWN = frozenset({Code.TIMED_OUT, Code.UNREACHABLE, Code.IO, Code.SHUTTING_DOWN, Code.NO_SPACE})
+
+
+def outcome_of(error: GfsError) -> Outcome:
+    """Whether a failed operation may have happened all the same."""
+    return Outcome.UNKNOWN if error.code in _UNKNOWN or error.retryable else Outcome.REFUSED
