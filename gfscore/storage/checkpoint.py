@@ -50,6 +50,20 @@ def write_checkpoint(
     final = f"{directory}/{checkpoint_name(lsn)}"
     if disk.exists(temporary):
         disk.unlink(temporary)
+    try:
+        return _write(disk, directory, base_lsn, layer, lsn, cluster_id, temporary, final)
+    except (OSError, lmdb.Error):
+        # On a full disk the space is wanted for the log.
+        for path in (temporary, f"{final}.sum"):
+            if disk.exists(path) and not disk.exists(final):
+                disk.unlink(path)
+        raise
+
+
+def _write(
+    disk: Disk, directory: str, base_lsn: int | None, layer: Layer, lsn: int, cluster_id: str, temporary: str,
+    final: str,
+) -> LmdbTables:  # fmt: skip
     fresh = base_lsn is None
     size = 0 if base_lsn is None else _copy(disk, f"{directory}/{checkpoint_name(base_lsn)}", temporary)
     path = disk.real_path(temporary)

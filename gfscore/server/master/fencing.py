@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from gfscore.errors import Code, GfsError
 from gfscore.metadata.chunks import find_chunk, load_chunk, raise_version, replace_shared_chunk
@@ -24,14 +25,24 @@ _ROUNDS_MAX = 4  # a version may turn out to be taken already by an attempt befo
 REPORT_WAIT_SECONDS = 3.0
 
 
+class Doubt(NamedTuple):
+    """How far a replica may be behind what was acknowledged; the smaller the better. A replica that lived through
+    everything has none. Of those that did not, the longest has it: a restart loses nothing but what was in flight, a
+    power cut what was not synced, at the end or (unseen) in the middle."""
+
+    cause: int = 0  # `PrepareReply.Item.doubt`
+    minus_length: int = 0
+
+
 @dataclass(slots=True)
 class Fenced:
-    """The new set of a chunk. `length`: of its longest replica, bytes."""
+    """The new set of a chunk. `length`: of its longest replica, bytes. `doubts`: by server, where there are any."""
 
     version: int = 0
     servers: list[ServerState] = field(default_factory=list)
     length: int = 0
     missing: list[str] = field(default_factory=list)  # servers that never had the chunk
+    doubts: dict[str, Doubt] = field(default_factory=dict)
 
 
 class _ReservedTick(Transaction):
@@ -121,6 +132,8 @@ class Fencing:
                     if answer.server not in result.servers:
                         result.servers.append(answer.server)
                     result.length = max(result.length, answer.length)
+                    if answer.doubt:
+                        result.doubts[answer.server.id] = Doubt(answer.doubt, -answer.length)
                 elif answer.error is Code.STALE_VERSION and item.old_version < answer.version < item.version:
                     again.append(item._replace(old_version=answer.version, servers=[answer.server]))
                 elif answer.error is Code.UNKNOWN_CHUNK:
@@ -148,7 +161,8 @@ class Fencing:
         """Copy-on-write: give the file a chunk of its own in the place of the shared `handle` [0116].
 
         The new handle is logged as taken before any server sees it, the mapping only when the copies exist; dying in
-        between leaves orphaned chunks. The new handle and its servers. Raises NOT_READY when nobody could copy it.
+        between leaves orphaned chunks. The new handle and its servers. Raises NOT_READY when nobody could copy it,
+        NO_SPACE when that was for want of room.
         """
         await self._servers.wait_for_sets([handle], REPORT_WAIT_SECONDS)
         reserving = self._state.begin()
@@ -161,6 +175,8 @@ class Fencing:
             servers = self.candidates(handle, avoid)
             answers = await self._calls.clone([Wanted(handle, version, 1, servers, truncate, new_handle)])
             copied = [answer.server for answer in answers.get(handle, []) if answer.error is Code.OK]
+            if not copied and any(answer.error is Code.NO_SPACE for answer in answers.get(handle, [])):
+                raise GfsError(Code.NO_SPACE, f"the chunkservers of chunk {handle:016x} have no room for a copy of it")
             if not copied:
                 raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} could be copied: servers are down")
             tx = _ReservedTick(self._state.tables)

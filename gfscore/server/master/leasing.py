@@ -7,6 +7,8 @@ raises the version on the replicas first. Locks: the file is read, the chunk wri
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from gfscore.env import Env
@@ -28,7 +30,7 @@ from gfscore.proto import gfs_pb2 as pb
 from gfscore.rpc.transport import CallContext
 from gfscore.server.master.calls import Calls
 from gfscore.server.master.chunk_calls import ChunkCalls
-from gfscore.server.master.fencing import Fencing
+from gfscore.server.master.fencing import Doubt, Fencing
 from gfscore.server.master.grants import GrantSigner
 from gfscore.server.master.leases import GrantedLease, LeaseBook
 from gfscore.server.master.locking import LEASES, Keys, Locks
@@ -63,7 +65,7 @@ class Leasing:
     # ------------------------------------------------------------ fresh chunks, without an await
 
     def place(self, t: Transaction, inode: int, avoid: list[str]) -> tuple[Policy, Replicas]:
-        """Where a new chunk of the file goes. Raises NO_SERVERS, also while the servers are still coming back."""
+        """Where a new chunk of the file goes. Raises NO_SPACE, NO_SERVERS (also while the servers are coming back)."""
         policy = effective(t, inode, self._defaults)
         if self._servers.gathering(policy.replication):
             raise GfsError(Code.NO_SERVERS, "the chunkservers are still coming back after the master's start")
@@ -90,7 +92,8 @@ class Leasing:
     # ------------------------------------------------------------ the call
 
     async def lease(self, request: pb.LeaseRequest, context: CallContext) -> pb.LeaseReply:
-        """Handler of `Lease`. Raises NO_SERVERS, NOT_READY (no replica can be reached), STALE_INODE, IS_DIRECTORY."""
+        """Handler of `Lease`. Raises NO_SERVERS, NO_SPACE, NOT_READY (no replica can be reached), STALE_INODE,
+        IS_DIRECTORY."""
         session = self._sessions.of_change(request.id, context)
         client = session.client_id if session is not None else 0
         if not client:
@@ -107,6 +110,7 @@ class Leasing:
             index = self._index(request)
             lease, chunks_changed = await self._find_or_grant(request, before, index)
             lease.granted_at = self._env.clock.boottime()
+            lease.repeated = lease.repeated or client in lease.given
             lease.given.add(client)
             if not load_file(self._state.tables, request.inode).length_pending:
                 tx = self._state.begin()
@@ -144,7 +148,7 @@ class Leasing:
         if chunk.references > 1:
             new_handle, servers = await self._fencing.copy(record.inode, index, handle, avoid=list(request.avoid))
             policy = effective(self._state.tables, record.inode, self._defaults)
-            replicas = self._ordered(servers, None, request)
+            replicas = self._ordered(servers, None, request.avoid)
             record = load_file(self._state.tables, record.inode)
             return self.granted(record, index, new_handle, 1, replicas, policy, fresh=False), True
         lease = self._leases.find(handle)
@@ -165,6 +169,7 @@ class Leasing:
             and chunk.version == 1
             and chunk.references == 1
             and lease.given <= {client}
+            and not lease.repeated
         )
 
     def _fill_hole(self, record: InodeRecord, index: int, avoid: list[str]) -> GrantedLease:
@@ -195,6 +200,7 @@ class Leasing:
     ) -> GrantedLease:  # fmt: skip
         """A new version with whoever answers. A server complained of stays if it answers, but not a second time."""
         complaint = set(request.avoid) if lease is not None and request.stale_version == lease.version else set()
+        complaint |= lease.failed if lease is not None else set()
         again = complaint & lease.avoided if lease is not None else set()
         fenced = (await self._fencing.fence([handle], exclude=again))[handle]
         if not fenced.servers:
@@ -204,7 +210,7 @@ class Leasing:
             if never_written and nobody_has_it and self._servers.heard_all and await self._void(lease):
                 return self._replace_fresh(record, index, handle, list(request.avoid))
             raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} can be reached: is its chunkserver up?")
-        replicas = self._ordered(fenced.servers, lease, request)
+        replicas = self._ordered(fenced.servers, lease, complaint | set(request.avoid), fenced.doubts)
         policy = effective(self._state.tables, record.inode, self._defaults)
         record = load_file(self._state.tables, record.inode)
         kept = [server.id for server in replicas if server.id in complaint]
@@ -217,11 +223,16 @@ class Leasing:
         lengths, silent = await self._chunk_calls.revoke({lease.primary: [lease.handle]})
         return not silent and lease.handle not in lengths
 
-    def _ordered(self, servers: list[ServerState], lease: GrantedLease | None, request: pb.LeaseRequest) -> Replicas:
-        """The primary first: the one before unless somebody complained, else one that nobody complained of."""
+    def _ordered(
+        self, servers: list[ServerState], lease: GrantedLease | None, complaints: Collection[str],
+        doubts: Mapping[str, Doubt] = MappingProxyType({}),
+    ) -> Replicas:  # fmt: skip
+        """The primary first: the others are made equal to it (rule 9), so it has to be one that has everything that was
+        acknowledged. Among equals the one before unless somebody complained, else one that nobody complained of."""
         former = lease.primary.id if lease is not None else ""
 
         def rank(server: ServerState) -> Any:
-            return server.id in request.avoid, server.id != former, server.load.recent_creations
+            doubt = doubts.get(server.id, Doubt())
+            return doubt, server.id in complaints, server.id != former, server.load.recent_creations
 
         return self._servers.as_set(sorted(servers, key=rank))
