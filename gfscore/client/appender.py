@@ -11,7 +11,7 @@ from collections import deque
 import trio
 
 from gfscore.client.chunks import ChunkGrant, Chunks
-from gfscore.client.deadline import pause_seconds
+from gfscore.client.deadline import pause_seconds, worth_another_try
 from gfscore.client.mutation import INLINE_BYTES_MAX, Mutator
 from gfscore.client.options import ClientOptions
 from gfscore.env import Env
@@ -134,8 +134,10 @@ class Appender:
         reason: GfsError | None = None
         with trio.move_on_after(self._options.timeout_seconds):
             while True:
+                granted = False
                 try:
                     grant = await self._current_grant(failed)
+                    granted = True
                     try:
                         push_id = await self._mutator.push(grant, parts) if size > INLINE_BYTES_MAX else 0
                         reply = await self._mutator.append(grant, sequence, size, parts, push_id)
@@ -146,13 +148,14 @@ class Appender:
                     if not reply.next_chunk:
                         return grant.index * self._chunk_bytes + int(reply.offset)
                     failed = None
+                    granted = False  # what the master says is final
                     self._grant = await self._chunks.grant(self.inode, grant.index + 1)
                     continue
                 except GfsError as error:
-                    if not error.retryable:
+                    attempt += 1
+                    if not worth_another_try(error, attempt, from_chunkserver=granted):
                         raise
                     reason = error
-                attempt += 1
                 await self._env.clock.sleep(pause_seconds(attempt, self._env.random))
         raise GfsError(Code.TIMED_OUT, f"an append to inode {self.inode} could not be completed: {reason}")
 

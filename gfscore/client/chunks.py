@@ -15,11 +15,12 @@ from gfscore.proto import gfs_pb2 as pb
 
 
 class ChunkGrant:
-    """A signed grant, opened."""
+    """A signed grant, opened. `acknowledged`: something was, under it, so its chunk must not be given up."""
 
-    __slots__ = ("body", "grant", "index", "primary")
+    __slots__ = ("acknowledged", "body", "grant", "index", "primary")
 
     def __init__(self, grant: pb.Grant, index: int) -> None:
+        self.acknowledged = False
         self.grant = grant
         self.index = index
         self.body = pb.GrantBody.FromString(grant.body)
@@ -131,7 +132,7 @@ class Chunks:
             if failed is not None:
                 request.stale_version = failed.body.version
                 request.avoid.append(failed.primary.id)
-                if fresh and failed.body.fresh:
+                if fresh and failed.body.fresh and not failed.acknowledged:
                     request.failed_handle = failed.body.handle
             return await self._ask(request)
         finally:

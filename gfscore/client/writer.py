@@ -10,7 +10,7 @@ from __future__ import annotations
 import trio
 
 from gfscore.client.chunks import ChunkGrant, Chunks
-from gfscore.client.deadline import pause_seconds
+from gfscore.client.deadline import pause_seconds, worth_another_try
 from gfscore.client.dirty import DirtyRanges, Segment, merge_extents
 from gfscore.client.mutation import INLINE_BYTES_MAX, Mutator
 from gfscore.client.options import ClientOptions
@@ -217,10 +217,10 @@ class FileWriter:
                     self._acknowledged.add(grant.body.handle)
                     return
                 except GfsError as error:
-                    if not error.retryable:
+                    attempt += 1
+                    if not worth_another_try(error, attempt, from_chunkserver=grant is not None):
                         raise
                     reason = error
-                    attempt += 1
                     if grant is not None and (attempt > 1 or error.code is not Code.UNKNOWN_PUSH):
                         failed = grant
                 await self._env.clock.sleep(pause_seconds(attempt, self._env.random))
@@ -242,9 +242,9 @@ class FileWriter:
                     await self._mutator.write(grant, [], [], 0, sync=True)
                     return
                 except GfsError as error:
-                    if not error.retryable:
+                    attempt += 1
+                    if not worth_another_try(error, attempt, from_chunkserver=grant is not None):
                         raise
                     failed, reason = grant or failed, error
-                attempt += 1
                 await self._env.clock.sleep(pause_seconds(attempt, self._env.random))
         raise GfsError(Code.TIMED_OUT, f"inode {self.inode} could not be synced: {reason}")

@@ -96,6 +96,10 @@ class Disk(Protocol):
         """Make durable what such a library wrote at `real_path(path)`."""
         ...
 
+    def boot_id(self) -> str:
+        """An id that is new after each start of the machine, so after each power loss; empty where it has none."""
+        ...
+
     def lock(self, path: str) -> DiskFile:
         """Lock the file (made if missing) until it is closed or the process ends. Raises BlockingIOError if held."""
         ...

@@ -19,15 +19,20 @@ T = TypeVar("T")
 
 
 class InlineRunner:
-    """Runs blocking calls where they are, after letting others run. Implements `IoRunner`."""
+    """Runs blocking calls where they are, after letting others run, when the `disk` answers. Implements `IoRunner`."""
 
-    __slots__ = ()
+    __slots__ = ("_disk",)
+
+    def __init__(self, disk: MemoryDisk | None = None) -> None:
+        self._disk = disk or MemoryDisk()
 
     async def __call__(self, function: Callable[..., T], /, *args: Any) -> T:
         await trio.lowlevel.checkpoint()
+        await self._disk.answers()
         return function(*args)
 
     async def quick(self, function: Callable[..., T], /, *args: Any) -> T:
+        await self._disk.answers()
         return function(*args)
 
 
@@ -35,10 +40,11 @@ def memory_env(
     transport: Transport, *, disk: MemoryDisk | None = None, clock: MemoryClock | None = None, seed: int = 0
 ) -> Env:
     """One node: its own disk (the old one to restart a node), the `transport` of its host, randomness of `seed`."""
+    disk = disk or MemoryDisk()
     return Env(
         clock=clock or MemoryClock(),
         random=Random(seed),
-        disk=disk or MemoryDisk(),
-        run_io=InlineRunner(),
+        disk=disk,
+        run_io=InlineRunner(disk),
         transport=transport,
     )

@@ -13,6 +13,8 @@ import tempfile
 import weakref
 from random import Random
 
+import trio
+
 from gfscore.checksum import Buffer
 from gfscore.env.interfaces import DiskFile
 from gfscore.env.memory_faults import PAGE_BYTES, DiskFaults, Killed
@@ -115,6 +117,8 @@ class MemoryDisk:
         self._names = Names()
         self._exports: str | None = None
         self._dead = False
+        self._boots = 1
+        self._hanging: trio.Event | None = None
 
     # ---------------------------------------------------------------- Disk
 
@@ -213,6 +217,9 @@ class MemoryDisk:
         node.write(data, 0)
         node.sync()
 
+    def boot_id(self) -> str:
+        return f"boot-{self._boots}"
+
     def lock(self, path: str) -> MemoryFile:
         self.call("lock", path)
         if path in self.locks:
@@ -232,7 +239,24 @@ class MemoryDisk:
     def crash(self, random: Random) -> None:
         """The power fails: of what was not made durable, each write and each name is kept, lost or torn."""
         self.kill()
+        self._boots += 1
         self._names.crash(random)
+
+    def hang(self) -> None:
+        """From now on calls through the node's `InlineRunner` do not return, until `resume`."""
+        if self._hanging is None:
+            self._hanging = trio.Event()
+
+    def resume(self) -> None:
+        if self._hanging is not None:
+            self._hanging.set()
+            self._hanging = None
+
+    async def answers(self) -> None:
+        """Returns when the disk does not hang. Like a thread in a system call, whoever waits cannot be cancelled."""
+        while self._hanging is not None:
+            with trio.CancelScope(shield=True):
+                await self._hanging.wait()
 
     def corrupt(self, path: str, offset: int, flip: int = 0x01) -> None:
         """Flip bits of one byte, on the platter and in the cache, behind everybody's back."""
@@ -267,6 +291,7 @@ class MemoryDisk:
         """An independent disk with the same state (an `rsync` of a live disk, or a fork of a history)."""
         twin = MemoryDisk(capacity=self.capacity)
         twin._names = self._names.copy()
+        twin._boots = self._boots
         return twin
 
     # ---------------------------------------------------------------- for MemoryFile

@@ -182,6 +182,14 @@ class RealDisk:
         finally:
             os.close(fd)
 
+    def boot_id(self) -> str:
+        """New after each start of the machine; empty where the system has none."""
+        try:
+            with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as source:
+                return source.read().strip()
+        except OSError:
+            return ""
+
     def lock(self, path: str) -> RealFile:
         """Lock the file (made if missing) until it is closed or this process ends.
 

@@ -12,6 +12,7 @@ from random import Random
 from gfscore.errors import Code, GfsError
 
 RESERVE_BYTES_DEFAULT = 64 * 1024 * 1024  # a server with less free is full
+_RESERVE_SHARE_MAX = 20  # at most so small a part of a disk is kept free: small disks are to be of use, too
 
 
 @dataclass(slots=True)
@@ -24,6 +25,11 @@ class ServerLoad:
     used_bytes: int
     recent_creations: int = 0  # replicas placed there a short while ago: they will be written soon [0066]
     host: str = ""  # of its address: two servers of one machine fail together
+
+
+def reserve_of(total_bytes: int, reserve_bytes: int = RESERVE_BYTES_DEFAULT) -> int:
+    """The bytes of a disk of this size that no new chunk may count on."""
+    return min(reserve_bytes, total_bytes // _RESERVE_SHARE_MAX)
 
 
 def _least_shared(candidates: Sequence[ServerLoad], racks: dict[str, int], hosts: dict[str, int]) -> int:
@@ -50,7 +56,8 @@ def choose_servers(
     """Ids of at most `count` servers for new replicas, the best first; fewer when there are no more.
 
     `existing` hold the chunk already: never chosen, and their racks count as used. `avoid` failed just now: chosen only
-    when nobody else is left. One server is chosen once; a second rack is used whenever there is one. Raises NO_SERVERS.
+    when nobody else is left. One server is chosen once; a second rack is used whenever there is one. Raises NO_SPACE
+    when those that could be chosen are full, NO_SERVERS when there are none.
     """
     racks: dict[str, int] = {}
     hosts: dict[str, int] = {}
@@ -61,7 +68,7 @@ def choose_servers(
         if server.id in existing:
             racks[server.rack] = racks.get(server.rack, 0) + 1
             hosts[server.host] = hosts.get(server.host, 0) + 1
-        elif server.total_bytes - server.used_bytes >= reserve_bytes and server.total_bytes > 0:
+        elif server.total_bytes - server.used_bytes >= reserve_of(server.total_bytes, reserve_bytes) > 0:
             if server.id in avoid:
                 avoided.append(server)
             else:
@@ -71,7 +78,9 @@ def choose_servers(
         usable = avoided
         utilisation = sum(server.used_bytes / server.total_bytes for server in usable)
     if not usable:
-        raise GfsError(Code.NO_SERVERS, "no chunkserver that is up has room for a replica")
+        if any(server.total_bytes > 0 and server.id not in existing for server in servers):
+            raise GfsError(Code.NO_SPACE, "every chunkserver that is up is full: add one, or delete files")
+        raise GfsError(Code.NO_SERVERS, "no chunkserver that is up can take a replica")
     # A little above average is not worth a preference: right after a start all are equal but for noise.
     average = utilisation / len(usable) + 0.01
     ranked = sorted(

@@ -2031,21 +2031,27 @@ class PrepareReply(_message.Message):
         ERROR_FIELD_NUMBER: _builtins.int
         LENGTH_FIELD_NUMBER: _builtins.int
         VERSION_FIELD_NUMBER: _builtins.int
+        DOUBT_FIELD_NUMBER: _builtins.int
         error: _builtins.int
         """a Code"""
         length: _builtins.int
         version: _builtins.int
         """what the replica has now"""
+        doubt: _builtins.int
+        """Whether it has everything that was acknowledged: 0 surely, 1 perhaps not (restarted, or missed a mutation), 2 even
+        less so (the power failed).
+        """
         def __init__(
             self,
             *,
             error: _builtins.int = ...,
             length: _builtins.int = ...,
             version: _builtins.int = ...,
+            doubt: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "length", b"length", "version", b"version"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["doubt", b"doubt", "error", b"error", "length", b"length", "version", b"version"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -13,6 +13,10 @@ from gfscore.ids import BLOCK_BYTES, PIECE_BYTES
 
 _ENTRY_BYTES = 4  # CRC32C of one block, little endian
 
+# Whether a replica has everything that was acknowledged, the less the better: it lived through all of it; it was
+# restarted, or missed a mutation; the power failed. The one with the least doubt makes the others equal to itself.
+NO_DOUBT, RESTARTED, POWER_LOST = 0, 1, 2
+
 
 @dataclass(frozen=True, slots=True)
 class BlockState:

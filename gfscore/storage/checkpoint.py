@@ -44,14 +44,37 @@ def write_checkpoint(
     """Write the checkpoint `lsn`: the one of `base_lsn` (None: nothing) plus `layer`; returns it, opened.
 
     The layer yields (table, items in key order), value None for a delete. Nothing has the checkpoint's name before
-    all of it is durable. Raises OSError (ENOSPC, …), lmdb.Error.
+    all of it is durable. Raises OSError (ENOSPC, …), lmdb.Error; CheckpointDamaged when the base is not any more what
+    was written: then what is being served may be wrong, too, and must not go into another checkpoint.
     """
     temporary = f"{directory}/{_TEMPORARY}"
     final = f"{directory}/{checkpoint_name(lsn)}"
     if disk.exists(temporary):
         disk.unlink(temporary)
+    try:
+        return _write(disk, directory, base_lsn, layer, lsn, cluster_id, temporary, final)
+    except (OSError, lmdb.Error, CheckpointDamaged):
+        # On a full disk the space is wanted for the log.
+        for path in (temporary, f"{final}.sum"):
+            if disk.exists(path) and not disk.exists(final):
+                disk.unlink(path)
+        raise
+
+
+def _write(
+    disk: Disk, directory: str, base_lsn: int | None, layer: Layer, lsn: int, cluster_id: str, temporary: str,
+    final: str,
+) -> LmdbTables:  # fmt: skip
     fresh = base_lsn is None
-    size = 0 if base_lsn is None else _copy(disk, f"{directory}/{checkpoint_name(base_lsn)}", temporary)
+    size = 0
+    if base_lsn is not None:
+        base = f"{directory}/{checkpoint_name(base_lsn)}"
+        size = _copy(disk, base, temporary)
+        if _said(disk, base) != _sum_line(disk, temporary):
+            raise CheckpointDamaged(
+                disk.real_path(base),
+                "it is not any more what was written; restart the master: it goes back to an older one and the log",
+            )
     path = disk.real_path(temporary)
     map_bytes = max(_MAP_BYTES_MIN, _MAP_GROWTH * size)
     while True:
@@ -73,19 +96,26 @@ def verify(disk: Disk, directory: str, lsn: int) -> None:
     """Read all of a checkpoint and compare it with its checksum. Raises CheckpointDamaged, OSError."""
     name = f"{directory}/{checkpoint_name(lsn)}"
     path = disk.real_path(name)
-    if not disk.exists(f"{name}.sum"):
+    text = _said(disk, name)
+    if not text:
         raise CheckpointDamaged(path, "it has no checksum beside it")
-    said = disk.open(f"{name}.sum")
-    try:
-        text = said.pread(256, 0)
-    finally:
-        said.close()
     if text != _sum_line(disk, name):
         raise CheckpointDamaged(path, "size or checksum are not those in its .sum file")
 
 
+def _said(disk: Disk, name: str) -> bytes:
+    """The contents of the .sum file beside a checkpoint; nothing where there is none."""
+    if not disk.exists(f"{name}.sum"):
+        return b""
+    file = disk.open(f"{name}.sum")
+    try:
+        return file.pread(256, 0)
+    finally:
+        file.close()
+
+
 def open_checkpoint(disk: Disk, directory: str, lsn: int) -> LmdbTables:
-    """Open a checkpoint after verifying every byte. Raises CheckpointDamaged, OSError."""
+    """Open a checkpoint after verifying every byte. Raises CheckpointDamaged, OSError, GfsError(NOT_SUPPORTED)."""
     verify(disk, directory, lsn)
     tables = LmdbTables(disk.real_path(f"{directory}/{checkpoint_name(lsn)}"))
     if tables.lsn != lsn:

@@ -65,6 +65,7 @@ class Checkpointer:
         `applied` says which log record that state is after; `flushed` waits until a record is on disk, because a
         checkpoint must not hold what the log may still lose. A failure (a full disk, say) is logged and leaves
         everything as it was; the next attempt comes after as many changes. Does nothing while another one runs.
+        Raises CheckpointDamaged, which ends the process: what it serves from is not what was written.
         """
         lsn = applied()
         if self.running or lsn == self.checkpoint_lsn:

@@ -10,15 +10,6 @@ from gfscore.env.interfaces import Disk
 _PATH = "chunks/boot"
 
 
-def machine_boot_id() -> str:
-    """An id that is new after each start of the machine; empty where the system has none."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as source:
-            return source.read().strip()
-    except OSError:
-        return ""
-
-
 def same_boot(disk: Disk, boot_id: str) -> bool:
     """True when the store was in good order under this very boot. An empty id never is."""
     if not boot_id or not disk.exists(_PATH):

@@ -18,7 +18,7 @@ from gfscore.ids import BLOCK_BYTES
 from gfscore.storage import chunk_format as fmt
 from gfscore.storage import chunk_recovery
 from gfscore.storage.buffers import BufferPool
-from gfscore.storage.chunk_boot import machine_boot_id, remember_boot, same_boot
+from gfscore.storage.chunk_boot import remember_boot, same_boot
 from gfscore.storage.chunk_file import Chunk
 from gfscore.storage.chunk_state import NotBorn, OpenChunk, create_file, disk_error, load_state
 from gfscore.storage.overwrite_journal import LIMIT_BYTES, OverwriteJournal, Record
@@ -57,14 +57,15 @@ class ChunkStore:
         self.chunk_size = chunk_size
         self.pool = pool or BufferPool()
         self.journal = OverwriteJournal(disk, self.fdatasync, self._sync_touched, journal_bytes)
-        self._boot_id = machine_boot_id() if boot_id is None else boot_id
+        self._boot_id = disk.boot_id() if boot_id is None else boot_id
         self._open_limit = open_limit
         self._lock = threading.Lock()
         self._chunks: dict[int, Chunk] = {}
         self._opened: OrderedDict[int, Chunk] = OrderedDict()
         self._directories: set[str] = set()
         self._new_directories: set[str] = set()  # whose names are not durable yet
-        self._power_lost = False
+        self.power_was_lost = False  # since the last life of this store; known from `open_all` on
+        self._power_lost = False  # and not every chunk was looked at since
         self._failure: str | None = None
         self._bytes = 0
 
@@ -81,9 +82,10 @@ class ChunkStore:
             # What the last life made and did not live to sync.
             self.disk.sync_directory(_ROOT)
             self.disk.sync_directory("")
-            self._power_lost = not same_boot(self.disk, self._boot_id)
-            if self._power_lost and not self._chunks:
-                self.settle_all()
+            self.power_was_lost = self._power_lost = not same_boot(self.disk, self._boot_id)
+            if not self._chunks:
+                self.power_was_lost = False
+                self._all_settled()
             self._replay(self.journal.read())
         except OSError as error:
             raise GfsError(Code.IO, f"the chunk store cannot be opened: {error}") from error
@@ -117,18 +119,15 @@ class ChunkStore:
         if changed:
             _log.info("event=replayed chunk=%016x blocks=%d", chunk.handle, changed)
 
-    def settle_all(self) -> None:
-        """After a power loss: look at every chunk once, so that the next start need not. Long; for idle time."""
-        if not self._power_lost:
-            return
-        for handle in self.handles():
+    def _all_settled(self) -> None:
+        """From here on a header page that does not verify is damage. A full disk leaves it to the next start."""
+        if self._power_lost and self._boot_id:
             try:
-                self.get(handle).length  # noqa: B018 - loading it settles it
-            except GfsError as error:
-                _log.warning("event=unsettled chunk=%016x error=%s", handle, error)
-        if self._boot_id:
-            remember_boot(self.disk, self._boot_id)
-        self._power_lost = False
+                remember_boot(self.disk, self._boot_id)
+            except OSError as error:
+                _log.warning("event=boot_not_remembered error=%s", error)
+                return
+            self._power_lost = False
 
     def close(self) -> None:
         """An orderly end: everything in place, descriptors closed."""
@@ -159,7 +158,10 @@ class ChunkStore:
 
     def scan(self) -> Iterator[tuple[int, int, int]]:
         """(handle, version, length) of every chunk, from its header pages. Damaged ones are marked `corrupt`; one
-        without a readable header comes as version 0."""
+        without a readable header comes as version 0.
+
+        After a power loss this settles each of them, so a complete scan ends that state: the next start need not.
+        """
         total = 0
         for handle in self.handles():
             chunk = self._chunks.get(handle)
@@ -177,6 +179,7 @@ class ChunkStore:
             total += length
             yield handle, version, length
         self._bytes = total
+        self._all_settled()
 
     def _peek(self, chunk: Chunk) -> tuple[int, int]:
         live = chunk.live_if_open()

@@ -34,7 +34,8 @@ class TableStatistics(NamedTuple):
 class LmdbTables:
     """The tables of the checkpoint file at `path`. Implements `metadata.tables.Tables`.
 
-    Raises CheckpointDamaged when the file is not a complete checkpoint (quick checks; not every byte is read).
+    Raises CheckpointDamaged when the file is not a complete checkpoint (quick checks; not every byte is read),
+    GfsError(NOT_SUPPORTED) for one of another version.
     """
 
     __slots__ = ("_dbs", "_env", "_get", "_txn", "cluster_id", "entries", "lsn", "path")
@@ -55,8 +56,14 @@ class LmdbTables:
             self._txn = self._env.begin()
             about = self._env.open_db(ABOUT, txn=self._txn, create=False)
             said = dict(self._txn.cursor(about))
-            if said.get(b"format") != FORMAT or said.get(b"complete") != b"yes":
-                raise CheckpointDamaged(path, "incomplete, or of a format that this version does not know")
+            if said.get(b"complete") != b"yes":
+                raise CheckpointDamaged(path, "incomplete")
+            if said[b"format"] != FORMAT:
+                raise GfsError(
+                    Code.NOT_SUPPORTED,
+                    f"checkpoint {path} has format {said[b'format'].decode()}, this version of the program reads "
+                    f"{FORMAT.decode()}: start the version that wrote it, or use another directory",
+                )
             self._dbs = {name: self._env.open_db(name.encode(), txn=self._txn, create=False) for name in TABLE_NAMES}
             self.lsn = int(said[b"lsn"])
             self.cluster_id = said[b"cluster_id"].decode()

@@ -13,23 +13,27 @@ from collections.abc import Iterator
 
 from gfscore.env.interfaces import Disk, DiskFile
 from gfscore.errors import Code, GfsError
+from gfscore.storage.log_blocks import PAGE_BYTES, PAGE_DATA_BYTES, offset_of, pack_pages, stream_bytes
 from gfscore.storage.log_segment import (
-    PAGE_BYTES,
+    SEAL_BYTES,
     LogDamaged,
     Scan,
+    Segment,
     first_lsn_of,
     pack_frames,
     pack_header,
+    pack_seal,
     records,
     scan,
     segment_name,
     unpack_header,
+    unpack_segment,
 )
 
 __all__ = ["LogDamaged", "OperationLog", "make_directory"]
 
 _STEP_BYTES = 2 * 1024 * 1024  # space is allocated ahead in such steps, so that a flush changes no metadata
-_BUFFER_BYTES = 256 * 1024  # page-aligned, reused: what goes around the page cache in one write
+_BUFFER_PAGES = 64  # aligned, reused: what goes around the page cache in one write
 _SEGMENT_BYTES_MAX = 64 * 1024 * 1024
 _TEMPORARY = "segment.new"
 _ZEROS = bytes(1024 * 1024)
@@ -39,7 +43,7 @@ class OperationLog:
     """An open log. `next_lsn` is the number of the next record; `appended_bytes` counts since it was opened."""
 
     def __init__(
-        self, disk: Disk, directory: str, cluster_id: str, segments: list[int], segment_bytes_max: int
+        self, disk: Disk, directory: str, cluster_id: str, segments: list[int], segment_bytes_max: int, step_bytes: int
     ) -> None:
         self.cluster_id = cluster_id
         self.next_lsn = 0
@@ -48,14 +52,15 @@ class OperationLog:
         self._directory = directory
         self._segments = segments  # first lsn of each, ascending; the last is being written
         self._segment_bytes_max = segment_bytes_max
+        self._step_bytes = step_bytes
         self._lock = threading.Lock()
         self._failure = ""
-        self._buffer = memoryview(mmap.mmap(-1, _BUFFER_BYTES))
+        self._buffer = memoryview(mmap.mmap(-1, _BUFFER_PAGES * PAGE_BYTES))
         self._file: DiskFile | None = None
-        self._position = 0  # end of the last record
-        self._allocated = 0
-        self._tail = b""  # the bytes of the page that `_position` is in, before it
-        self._last_read: tuple[bytes, Scan] | None = None  # of the last segment, from open to the first reading
+        self._position = 0  # of the end of the last record, in the stream of the last segment
+        self._allocated = 0  # bytes of the file
+        self._tail = b""  # the stream from the start of the page that `_position` is in, up to it
+        self._last_read: tuple[Segment, Scan] | None = None  # of the last segment, from open to the first reading
 
     @classmethod
     def open(
@@ -66,11 +71,12 @@ class OperationLog:
         cluster_id: str | None = None,
         new_cluster_id: str | None = None,
         segment_bytes_max: int = _SEGMENT_BYTES_MAX,
+        step_bytes: int = _STEP_BYTES,
     ) -> OperationLog:
         """Open the log in `directory`. Where there is none, begin that of `new_cluster_id` (None: it should be there).
 
         A torn tail is cut off and everything kept is made durable before this returns. Raises LogDamaged, OSError,
-        GfsError(WRONG_CLUSTER) for a log of another cluster than `cluster_id`.
+        GfsError: WRONG_CLUSTER for a log of another cluster than `cluster_id`, NOT_SUPPORTED for another format.
         """
         make_directory(disk, directory)
         names = disk.listdir(directory)
@@ -80,18 +86,18 @@ class OperationLog:
         if not segments:
             if new_cluster_id is None:
                 raise LogDamaged(disk.real_path(directory), "no log segment there")
-            log = cls(disk, directory, new_cluster_id, [], segment_bytes_max)
+            log = cls(disk, directory, new_cluster_id, [], segment_bytes_max, step_bytes)
             log.next_lsn = 1
-            log._begin_segment()
+            log._use(log._make_segment(0))
             return log
-        data, found_id = _read_segment(disk, directory, segments[-1])
+        found_id = _one_cluster(disk, directory, segments)
         if cluster_id is not None and found_id != cluster_id:
             raise GfsError(
                 Code.WRONG_CLUSTER,
                 f"{disk.real_path(directory)} belongs to cluster {found_id}, not {cluster_id}; use its own directory",
             )
-        log = cls(disk, directory, found_id, segments, segment_bytes_max)
-        log._go_on(data)
+        log = cls(disk, directory, found_id, segments, segment_bytes_max, step_bytes)
+        log._go_on()
         return log
 
     def append_batch(self, payloads: list[bytes]) -> int:
@@ -105,9 +111,9 @@ class OperationLog:
         with self._lock:
             self._usable()
             frames = pack_frames(payloads, self.next_lsn)
-            if self._position > PAGE_BYTES and self._position + len(frames) > self._segment_bytes_max:
-                self._switch()
-            self._allocate(self._position + len(frames))
+            if self._position and offset_of(self._position + len(frames)) > self._segment_bytes_max:
+                self._switch_if_room()
+            self._allocate(self._position + len(frames) + SEAL_BYTES)
             try:
                 self._write(frames)
                 assert self._file is not None
@@ -117,13 +123,31 @@ class OperationLog:
                 raise
             self.next_lsn += len(payloads)
             self.appended_bytes += len(frames)
+            if self.room < self._step_bytes // 2:
+                self._grow(self._position + self._step_bytes // 2)
             return self.next_lsn - 1
+
+    @property
+    def room(self) -> int:
+        """Bytes of frames that can be appended without asking the disk for space. Any thread."""
+        return stream_bytes(self._allocated) - self._position - SEAL_BYTES
+
+    @property
+    def room_wanted(self) -> int:
+        """`room` below it means that the disk is full: half of it is kept for changes that must not be refused."""
+        return self._step_bytes // 2
+
+    def make_room(self, size: int) -> bool:
+        """Try to have `room` for `size` bytes and what is kept besides; False when the disk is full. Blocks."""
+        with self._lock:
+            self._usable()
+            return self._grow(self._position + size + self.room_wanted)
 
     def switch_segment(self) -> None:
         """Go on in a new segment, so that the older ones can be removed some day. Does nothing in an empty one."""
         with self._lock:
             self._usable()
-            if self._position > PAGE_BYTES:
+            if self._position:
                 self._switch()
 
     def read_from(self, lsn: int) -> Iterator[tuple[int, bytes | memoryview]]:
@@ -137,14 +161,14 @@ class OperationLog:
         segments.insert(0, max(first for first in self._segments if first <= lsn))
         for place, first in enumerate(segments):
             is_last = first == self._segments[-1]
-            data, found = self._verified(first, is_last)
+            segment, found = self._verified(first, is_last)
             follows = found.next_lsn if is_last else segments[place + 1]
             if found.next_lsn != follows:
                 raise LogDamaged(
-                    f"{self._disk.real_path(self._path(first))} at byte {found.end}",
+                    f"{self._real_path(first)} at byte {offset_of(found.end)}",
                     f"record {found.next_lsn} is missing or damaged; the next segment begins with record {follows}",
                 )
-            for number, payload in records(data, first, found.end):
+            for number, payload in records(segment.blocks.stream, first, found.end):
                 if number >= lsn:
                     yield number, payload
 
@@ -177,110 +201,184 @@ class OperationLog:
     def _path(self, first_lsn: int) -> str:
         return f"{self._directory}/{segment_name(first_lsn)}"
 
+    def _real_path(self, first_lsn: int) -> str:
+        return f"{self._disk.real_path(self._directory)}/{segment_name(first_lsn)}"
+
     def _usable(self) -> None:
         if self._failure:
             raise GfsError(Code.IO, f"the operation log cannot be written: {self._failure}; restart the master")
 
-    def _verified(self, first: int, is_last: bool) -> tuple[bytes, Scan]:
+    def _verified(self, first: int, is_last: bool) -> tuple[Segment, Scan]:
         if is_last and self._last_read is not None:
             known, self._last_read = self._last_read, None
             return known
-        data, _ = _read_segment(self._disk, self._directory, first)
-        return data, scan(data, first, self._disk.real_path(self._path(first)), last=is_last)
+        segment = unpack_segment(_read(self._disk, self._path(first)), self._real_path(first))
+        return segment, scan(segment, self._real_path(first), last=is_last)
 
-    def _go_on(self, data: bytes) -> None:
-        """Continue the last segment, whose contents are `data`, behind its last complete record."""
+    def _go_on(self) -> None:
+        """Continue the last segment behind its last complete record."""
         first = self._segments[-1]
-        found = scan(data, first, self._disk.real_path(self._path(first)), last=True)
-        file = self._disk.open(self._path(first))
-        if found.torn:
-            end = len(data.rstrip(b"\0"))
-            file.pwrite(bytes(end - found.end), found.end)
-        # A process that was killed may have left complete records, and names, that are not on the disk yet.
-        file.fdatasync()
-        file.close()
-        self._file = self._disk.open(self._path(first), direct=True)
-        self.next_lsn = found.next_lsn
-        self._position = found.end
-        # A file that somebody cut may end inside the page that holds the end of the log: never fill that with zeros.
-        page_end = (found.end + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES
-        self._allocated = max(len(data) - len(data) % PAGE_BYTES, page_end)
-        self._tail = data[found.end - found.end % PAGE_BYTES : found.end]
-        self._last_read = (data, found)
-
-    def _begin_segment(self) -> None:
-        """Make the segment of `next_lsn`: complete and durable before it has its name."""
-        temporary = f"{self._directory}/{_TEMPORARY}"
-        file = self._disk.open(temporary, create=True)
+        path = self._path(first)
+        data = _read(self._disk, path)
+        segment = unpack_segment(data, self._real_path(first))
+        found = scan(segment, self._real_path(first), last=True)
+        self._step_bytes = step = segment.header.step
+        page = found.end - found.end % PAGE_DATA_BYTES
+        self._tail = segment.blocks.stream[page : found.end]
+        file = self._disk.open(path)
         try:
-            file.truncate(0)
-            file.pwrite(pack_header(self.cluster_id, self.next_lsn), 0)
+            if found.torn:
+                kept = pack_pages(self._tail, page, first)
+                start = offset_of(page)
+                file.pwrite(kept.ljust(len(data.rstrip(b"\0")) - start, b"\0"), start)
+            if len(data) % step:
+                file.truncate(len(data) - len(data) % step)  # allocating was cut short; no record is so far behind
+            # A process that was killed may have left complete records, and names, that are not on the disk yet.
             file.fdatasync()
         finally:
             file.close()
-        self._disk.rename(temporary, self._path(self.next_lsn))
-        self._disk.sync_directory(self._directory)
-        direct = self._disk.open(self._path(self.next_lsn), direct=True)
+        if found.end == 0 and len(self._segments) > 1:
+            self._seal_former()
+        self._file = self._disk.open(path, direct=True)
+        self.next_lsn = found.next_lsn
+        self._position = found.end
+        self._allocated = len(data) - len(data) % step
+        self._last_read = (segment, found)
+
+    def _seal_former(self) -> None:
+        """The process was killed between making a segment and sealing the one before it."""
+        first, path = self._segments[-2], self._path(self._segments[-2])
+        segment = unpack_segment(_read(self._disk, path), self._real_path(first))
+        found = scan(segment, self._real_path(first), last=False)
+        if found.sealed or found.next_lsn != self._segments[-1]:
+            return  # if records are missing, it is for the reader to say
+        page = found.end - found.end % PAGE_DATA_BYTES
+        file = self._disk.open(path)
+        try:
+            sealed = segment.blocks.stream[page : found.end] + pack_seal(found.next_lsn)
+            file.pwrite(pack_pages(sealed, page, first), offset_of(page))
+            file.fdatasync()
+        finally:
+            file.close()
+
+    def _make_segment(self, room: int) -> DiskFile:
+        """Make the segment of `next_lsn`, complete and durable before it has its name, with space for `room` bytes.
+
+        OSError(ENOSPC) leaves the log as it was; any other failure ends it.
+        """
+        temporary = f"{self._directory}/{_TEMPORARY}"
+        named = False
+        try:
+            file = self._disk.open(temporary, create=True)
+            try:
+                file.truncate(0)
+                file.pwrite(pack_header(self.cluster_id, self.next_lsn, self._step_bytes), 0)
+                self._fill(file, PAGE_BYTES, self._whole_steps(room + SEAL_BYTES))
+                file.fdatasync()
+            finally:
+                file.close()
+            self._disk.rename(temporary, self._path(self.next_lsn))
+            named = True
+            self._disk.sync_directory(self._directory)
+            return self._disk.open(self._path(self.next_lsn), direct=True)
+        except BaseException as error:
+            if named or not isinstance(error, OSError) or error.errno != errno.ENOSPC:
+                self._failure = str(error) or repr(error)
+            elif self._disk.exists(temporary):
+                self._disk.unlink(temporary)
+            raise
+
+    def _use(self, file: DiskFile) -> None:
+        """Go on in the segment that `_make_segment` made."""
         if self._file is not None:
             self._file.close()
-        self._file = direct
+        self._file = file
         self._segments.append(self.next_lsn)
-        self._position = PAGE_BYTES
-        self._allocated = PAGE_BYTES
+        self._position = 0
+        self._allocated = file.size()
         self._tail = b""
         self._last_read = None
 
     def _switch(self) -> None:
+        """A new segment first, then the seal that says so: a sealed segment without the next one is damage."""
+        self._allocate(self._position + SEAL_BYTES)
+        file = self._make_segment(self.room)  # no less than now: who asked for room counts on it
         try:
-            self._begin_segment()
-        except OSError as error:
-            if error.errno != errno.ENOSPC or self._disk.exists(self._path(self.next_lsn)):
-                self._failure = str(error)
-            raise
+            self._write(pack_seal(self.next_lsn))
+            assert self._file is not None
+            self._file.fdatasync()
         except BaseException as error:
             self._failure = str(error) or repr(error)
             raise
+        self._use(file)
+
+    def _switch_if_room(self) -> None:
+        """On a full disk the segment goes on beyond its size, as far as it has space."""
+        try:
+            self._switch()
+        except OSError as error:
+            if self._failure or error.errno != errno.ENOSPC:
+                raise
+
+    def _whole_steps(self, end: int) -> int:
+        """Bytes of a file that has a stream up to `end`."""
+        return (offset_of(end) + self._step_bytes) // self._step_bytes * self._step_bytes
+
+    def _fill(self, file: DiskFile, start: int, stop: int) -> None:
+        while start < stop:
+            size = min(len(_ZEROS), stop - start)
+            file.pwrite(memoryview(_ZEROS)[:size], start)
+            start += size
 
     def _allocate(self, end: int) -> None:
-        """Fill the file with zeros up to `end` and a step beyond. OSError(ENOSPC) leaves the log as it was."""
-        if end <= self._allocated:
+        """Fill the file with zeros for a stream up to `end`. OSError(ENOSPC) leaves the log as it was."""
+        if end <= stream_bytes(self._allocated):
             return
-        target = (end + _STEP_BYTES) // _STEP_BYTES * _STEP_BYTES
+        target = self._whole_steps(end)
         file = self._disk.open(self._path(self._segments[-1]))
         try:
-            while self._allocated < target:
-                size = min(len(_ZEROS), target - self._allocated)
-                file.pwrite(memoryview(_ZEROS)[:size], self._allocated)
-                self._allocated += size
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                self._failure = str(error)
-            file.close()
-            raise
-        try:
-            file.fdatasync()
-        except BaseException as error:
-            self._failure = str(error) or repr(error)
-            raise
+            try:
+                self._fill(file, self._allocated, target)
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    file.truncate(self._allocated)
+                else:
+                    self._failure = str(error)
+                raise
+            try:
+                file.fdatasync()
+            except BaseException as error:
+                self._failure = str(error) or repr(error)
+                raise
         finally:
             file.close()
+        self._allocated = target
+
+    def _grow(self, end: int) -> bool:
+        """As `_allocate`; False when the disk is full."""
+        try:
+            self._allocate(end + SEAL_BYTES)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return False
+        return True
 
     def _write(self, frames: bytes) -> None:
         """Write whole pages: the page that holds the end of the log again, with its old bytes, and those behind."""
         file = self._file
         assert file is not None
         self._last_read = None
-        buffer = self._buffer
-        offset = self._position - len(self._tail)
+        buffer, first = self._buffer, self._segments[-1]
+        position = self._position - len(self._tail)
         pending = self._tail + frames
-        for start in range(0, len(pending), _BUFFER_BYTES):
-            piece = pending[start : start + _BUFFER_BYTES]
-            size = (len(piece) + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES
-            buffer[: len(piece)] = piece
-            buffer[len(piece) : size] = bytes(size - len(piece))
-            file.pwrite(buffer[:size], offset + start)
+        for start in range(0, len(pending), _BUFFER_PAGES * PAGE_DATA_BYTES):
+            pages = pack_pages(pending[start : start + _BUFFER_PAGES * PAGE_DATA_BYTES], position + start, first)
+            buffer[: len(pages)] = pages
+            file.pwrite(buffer[: len(pages)], offset_of(position + start))
         self._position += len(frames)
-        self._tail = pending[len(pending) - self._position % PAGE_BYTES :] if self._position % PAGE_BYTES else b""
+        over = self._position % PAGE_DATA_BYTES
+        self._tail = pending[len(pending) - over :] if over else b""
 
 
 def make_directory(disk: Disk, directory: str) -> None:
@@ -292,15 +390,28 @@ def make_directory(disk: Disk, directory: str) -> None:
     disk.sync_directory("")
 
 
-def _read_segment(disk: Disk, directory: str, first_lsn: int) -> tuple[bytes, str]:
-    """(all bytes, cluster id) of a segment. Raises LogDamaged."""
-    path = f"{directory}/{segment_name(first_lsn)}"
+def _one_cluster(disk: Disk, directory: str, segments: list[int]) -> str:
+    """The cluster that all segments belong to, by their headers. Raises LogDamaged, NOT_SUPPORTED."""
+    found = ""
+    for first in segments:
+        path = f"{directory}/{segment_name(first)}"
+        real = f"{disk.real_path(directory)}/{segment_name(first)}"
+        file = disk.open(path)
+        try:
+            header = unpack_header(file.pread(PAGE_BYTES, 0), real)
+        finally:
+            file.close()
+        if header.first_lsn != first:
+            raise LogDamaged(real, f"its header says it begins with record {header.first_lsn}: it was renamed")
+        if found and header.cluster_id != found:
+            raise LogDamaged(real, f"it belongs to cluster {header.cluster_id}, the one before it to {found}")
+        found = header.cluster_id
+    return found
+
+
+def _read(disk: Disk, path: str) -> bytes:
     file = disk.open(path)
     try:
-        data = file.pread(file.size(), 0)
+        return file.pread(file.size(), 0)
     finally:
         file.close()
-    cluster_id, found = unpack_header(data[:PAGE_BYTES], disk.real_path(path))
-    if found != first_lsn:
-        raise LogDamaged(disk.real_path(path), f"its header says it begins with record {found}: it was renamed")
-    return data, cluster_id

@@ -63,8 +63,8 @@ def checkpoint_directory(directory: str) -> str:
 def recover(disk: Disk, directory: str, *, new_cluster_id: str, cluster_id: str | None = None) -> Recovered:
     """Open the state in `directory`; an empty one becomes that of the cluster `new_cluster_id`.
 
-    `cluster_id`: refuse any other. Raises GfsError BUSY (another process has the directory), WRONG_CLUSTER, IO
-    (LogDamaged, or no way back from what is there), OSError.
+    `cluster_id`: refuse any other. Raises GfsError BUSY (another process has the directory), WRONG_CLUSTER,
+    NOT_SUPPORTED (another version's), IO (LogDamaged, or no way back from what is there), OSError.
     """
     make_directory(disk, checkpoint_directory(directory))
     try:
@@ -90,7 +90,7 @@ def _recover_locked(
         disk,
         log_directory(directory),
         cluster_id=cluster_id or (base.cluster_id if base is not None else None),
-        new_cluster_id=None if lsns else new_cluster_id,
+        new_cluster_id=None if any(name.endswith(".lmdb") for name in disk.listdir(checkpoints)) else new_cluster_id,
     )
     try:
         lsn = base.lsn if base is not None else 0
@@ -98,6 +98,13 @@ def _recover_locked(
             raise LogDamaged(
                 disk.real_path(log_directory(directory)),
                 f"it ends before record {log.next_lsn}, but there is a checkpoint of record {max(lsns)}",
+            )
+        if damaged and log.first_lsn > lsn + 1:
+            raise GfsError(
+                Code.IO,
+                f"no way back to the state: {len(damaged)} damaged checkpoints in {disk.real_path(checkpoints)}, and "
+                f"the log begins with record {log.first_lsn}, but record {lsn + 1} is needed; restore one of the "
+                "checkpoints, with its .sum file, from a copy or a master replica (nothing was changed on disk)",
             )
         tables = LayeredTables(base if base is not None else EmptyTables())
         with _no_garbage_collection():

@@ -41,7 +41,7 @@ async def test_a_name_made_while_somebody_else_changed_the_directory_is_found(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(one.create, ROOT_INODE, b"new", FileType.FILE, 0o644, 1, 1)
             await trio.sleep(1)
-            await two.setattr(watched, AttrChanges(mode=0o600))  # the first client hears of this before it has its answer
+            await two.setattr(watched, AttrChanges(mode=0o600))  # heard of before the answer comes
             event.set()
         assert await _exists(one, b"new")
 

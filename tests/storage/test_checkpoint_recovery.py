@@ -16,9 +16,11 @@ from gfscore.env.memory_faults import Killed
 from gfscore.env.real_disk import RealDisk
 from gfscore.errors import Code, GfsError
 from gfscore.metadata.tables import LayeredTables
+from gfscore.storage import checkpoint
 from gfscore.storage.batch_codec import TABLE_NAMES, Batch, encode_batch
 from gfscore.storage.checkpoint import checkpoint_name
 from gfscore.storage.checkpointer import Checkpointer
+from gfscore.storage.lmdb_tables import CheckpointDamaged
 from gfscore.storage.operation_log import LogDamaged
 from gfscore.storage.recovery import Recovered, recover
 
@@ -201,7 +203,7 @@ async def test_no_way_back_is_an_error_and_not_an_empty_file_system() -> None:
     for lsn in (12, 15, 18):
         disk.corrupt(f"m/checkpoints/{checkpoint_name(lsn)}", 5000)
     for _ in range(2):
-        with pytest.raises(LogDamaged, match="record 1 is needed"):
+        with pytest.raises(GfsError, match=r"3 damaged checkpoints.*record 1 is needed; restore one"):
             recover(disk, "m", new_cluster_id="c")
     for path in disk.paths():
         if "segment" in path:
@@ -209,6 +211,95 @@ async def test_no_way_back_is_an_error_and_not_an_empty_file_system() -> None:
     for _ in range(2):
         with pytest.raises(LogDamaged, match="no log segment"):
             recover(disk, "m", new_cluster_id="c")
+
+
+async def test_any_damage_of_checkpoints_is_repaired_from_older_ones_and_the_log() -> None:
+    """Flips and cuts anywhere in the newest checkpoint, its checksum file, or both, and the same gone altogether."""
+    disk = MemoryDisk()
+    await history(Node(disk), 11, [])
+    disk.kill()
+    newest = f"m/checkpoints/{checkpoint_name(9)}"
+    random = Random(1)
+
+    def recovered(damaged: MemoryDisk, what: str) -> int:
+        again = recover(damaged, "m", new_cluster_id="c")
+        assert state(again.tables) == model_of(11), what
+        assert again.next_lsn == 12
+        again.close()
+        return again.checkpoint_lsn
+
+    assert recovered(disk.copy(), "nothing") == 9
+    size, sum_size = len(disk.contents(newest)), len(disk.contents(f"{newest}.sum"))
+    for path, offsets in ((newest, range(0, size, 1733)), (f"{newest}.sum", range(sum_size))):
+        for offset in offsets:
+            flipped = disk.copy()
+            flipped.corrupt(path, offset, 1 << random.randrange(8))
+            assert recovered(flipped, f"flip at {offset} of {path}") == 6
+            assert any("damaged-" in name for name in flipped.listdir("m/checkpoints"))
+    for path, length in ((newest, size), (f"{newest}.sum", sum_size)):
+        for cut in (0, 1, length // 2, length - 1):
+            short = disk.copy()
+            short.put(path, disk.contents(path)[:cut])
+            assert recovered(short, f"{path} cut to {cut}") == 6
+        gone = disk.copy()
+        gone.unlink(path)
+        assert recovered(gone, f"{path} missing") == 6
+
+
+async def test_a_base_that_rots_while_it_is_served_from_goes_into_no_other_checkpoint() -> None:
+    disk = MemoryDisk()
+    node = Node(disk)
+    await history(node, 8, [])
+    disk.corrupt(f"m/checkpoints/{checkpoint_name(6)}", 5000)
+    with pytest.raises(CheckpointDamaged, match="not any more what was written; restart the master"):
+        await node.checkpoint()
+    disk.kill()
+    again = recover(disk, "m", new_cluster_id="c")
+    assert again.checkpoint_lsn == 3
+    assert state(again.tables) == model_of(8)
+
+
+async def test_a_checkpoint_of_another_cluster_or_version_is_refused_and_not_set_aside() -> None:
+    disk = MemoryDisk()
+    await history(Node(disk), 7, [])
+    disk.kill()
+    other = MemoryDisk()
+    node = Node.__new__(Node)
+    node.recovered = recover(other, "m", new_cluster_id="foreign")
+    node.checkpointer = Checkpointer(node.recovered, other, InlineRunner())
+    node.lsn, node.pending = 0, []
+    await history(node, 7, [])
+    for suffix in ("", ".sum"):
+        name = f"m/checkpoints/{checkpoint_name(6)}{suffix}"
+        disk.put(name, other.contents(name))
+    before = disk.listdir("m/checkpoints")
+    with pytest.raises(GfsError, match="belongs to cluster c, not foreign") as wrong:
+        recover(disk, "m", new_cluster_id="c")
+    assert wrong.value.code is Code.WRONG_CLUSTER
+    assert disk.listdir("m/checkpoints") == before
+
+
+async def test_a_checkpoint_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = MemoryDisk()
+    monkeypatch.setattr(checkpoint, "FORMAT", b"2")
+    with pytest.raises(GfsError) as newer:
+        await history(Node(disk), 4, [])
+    disk.kill()
+    with pytest.raises(GfsError, match=r"has format 2, this version.* reads 1: start the version") as newer:
+        recover(disk, "m", new_cluster_id="c")
+    assert newer.value.code is Code.NOT_SUPPORTED
+
+
+async def test_a_lost_log_beside_a_damaged_checkpoint_is_no_new_cluster() -> None:
+    disk = MemoryDisk()
+    await history(Node(disk), 4, [])
+    disk.kill()
+    for path in disk.paths():
+        if "segment" in path or path.endswith(".sum"):
+            disk.unlink(path)
+    disk.rename(f"m/checkpoints/{checkpoint_name(3)}", f"m/checkpoints/damaged-{checkpoint_name(3)}")
+    with pytest.raises(LogDamaged, match="no log segment"):
+        recover(disk, "m", new_cluster_id="c")
 
 
 async def test_a_log_that_ends_before_the_checkpoint_is_refused() -> None:

@@ -16,7 +16,7 @@ from gfscore.storage import chunk_format as fmt
 def _check_survivors(disk: MemoryDisk, history: list[Model], synced: int, context: str) -> None:
     """Bytes that no later step changed are as synced; the others are of some state since the sync."""
     store = open_store(disk, boot_id="after")
-    store.settle_all()
+    list(store.scan())
     chunk = store.get(1)
     length = chunk.length
     floor = min(len(state.data) for state in history[synced:])
@@ -140,7 +140,7 @@ def test_torn_header_pages_never_take_the_synced_one(appends: int, reopen: bool)
     again = store.get(1)
     assert bytes(again.read(0, 100)) == b"onetwo" and not again.corrupt
     again.write([(6, b"three")], sync=True)
-    store.settle_all()
+    list(store.scan())
     disk.kill()
     last = open_store(disk, boot_id="after").get(1)
     assert bytes(last.read(0, 100)) == b"onetwothree" and not last.corrupt

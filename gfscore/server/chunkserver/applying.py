@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from gfscore.errors import Code, GfsError
 from gfscore.replica.grants import VerifiedGrant, check_version
+from gfscore.replica.reconcile import NO_DOUBT, RESTARTED
 from gfscore.replica.serial import Turn
 from gfscore.server.chunkserver.mutation import Mutation
+from gfscore.server.chunkserver.store_io import is_damage
 from gfscore.storage.chunk_store import Chunk
 
 if TYPE_CHECKING:
@@ -62,12 +64,14 @@ async def _apply_locked(
         length = await run(_apply_all, chunk, new, grant.pad_byte)
     except BaseException as error:
         gate.close()
-        if isinstance(error, GfsError) and error.code is Code.CHECKSUM_MISMATCH:
+        replica.doubt = max(replica.doubt, RESTARTED)
+        if isinstance(error, GfsError) and is_damage(error):
             node.report_corrupt(replica, error)
         raise
     for number in range(gate.applied + 1, last + 1):
         gate.done(number, length)
     replica.mtime_ns = node.env.clock.wall_ns()
+    replica.doubt = NO_DOUBT
     return length
 
 

@@ -42,6 +42,7 @@ class Control:
                 try:
                     replica = await self._node.replicas.prepare(item.handle, item.version, item.old_version, truncate)
                     answer.version, answer.length = replica.chunk.version, replica.chunk.length
+                    answer.doubt = replica.doubt
                 except GfsError as error:
                     self._answer_error(item.handle, answer, error)
 

@@ -1,10 +1,12 @@
 """Who this server is: the small file in its data directory, and the lock that keeps a second process out (rule 22).
 
-The file holds `name=value` lines; it is replaced as a whole and durable before anything relies on it.
+The file holds `name=value` lines; it is replaced as a whole and durable before anything relies on it. Only a full disk
+has it written over: it has the size of a disk's sector for that.
 """
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -14,6 +16,7 @@ from gfscore.errors import Code, GfsError
 _FILE = "identity"
 _NEW_FILE = "identity.new"
 _LOCK_FILE = "lock"
+_FILE_BYTES = 512
 _FILE_BYTES_MAX = 4096
 
 
@@ -98,13 +101,26 @@ def _write(disk: Disk, identity: Identity) -> None:
     text = (
         f"server_id={identity.server_id}\ncluster_id={identity.cluster_id}\n"
         f"incarnation={identity.incarnation}\nchunk_size={identity.chunk_size}\n"
-    ).encode()
-    file = disk.open(_NEW_FILE, create=True)
+    ).encode().ljust(_FILE_BYTES, b"\n")
     try:
-        file.truncate(0)
+        _write_durably(disk, _NEW_FILE, text)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or not disk.exists(_FILE):
+            raise
+        # What is on a full disk is to be read all the same.
+        if disk.exists(_NEW_FILE):
+            disk.unlink(_NEW_FILE)
+        _write_durably(disk, _FILE, text)
+        return
+    disk.rename(_NEW_FILE, _FILE)
+    disk.sync_directory("")
+
+
+def _write_durably(disk: Disk, path: str, text: bytes) -> None:
+    file = disk.open(path, create=True)
+    try:
         file.pwrite(text, 0)
+        file.truncate(len(text))
         file.fdatasync()
     finally:
         file.close()
-    disk.rename(_NEW_FILE, _FILE)
-    disk.sync_directory("")

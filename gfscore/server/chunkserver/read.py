@@ -11,6 +11,7 @@ from gfscore.proto import gfs_pb2 as pb
 from gfscore.replica.grants import check_primary
 from gfscore.replica.lease import LeaseState
 from gfscore.rpc.transport import CallContext
+from gfscore.server.chunkserver.store_io import is_damage
 
 if TYPE_CHECKING:
     from gfscore.server.chunkserver.node import Node
@@ -37,7 +38,7 @@ class Reads:
             run = self._node.io.quick if size <= BLOCK_BYTES else self._node.io.run
             buffer = await run(chunk.read_pooled, request.offset, size)
         except GfsError as error:
-            if error.code is Code.CHECKSUM_MISMATCH:
+            if is_damage(error):
                 self._node.report_corrupt(replica, error)
             raise
         view = buffer.view

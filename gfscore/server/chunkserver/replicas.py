@@ -13,6 +13,7 @@ import trio
 from gfscore.errors import Code, GfsError
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.replica.grants import VerifiedGrant
+from gfscore.replica.reconcile import NO_DOUBT, POWER_LOST, RESTARTED
 from gfscore.replica.serial import SerialGate
 from gfscore.server.chunkserver.primary import Primary
 from gfscore.server.chunkserver.store_io import StoreIo
@@ -25,9 +26,11 @@ _LOADED_STEP = 500  # those under a lease cannot be forgotten: do not look at th
 
 
 class Replica:
-    """One chunk replica in use. `changed_beat`: the heartbeat before which its version last changed here."""
+    """One chunk replica in use. `changed_beat`: the heartbeat before which its version last changed here. `doubt`:
+    whether it has all that was acknowledged, until it takes part in a mutation again: it is made equal before (rule 9).
+    """
 
-    __slots__ = ("_turn", "changed_beat", "chunk", "gate", "handle", "lock", "mtime_ns", "primary")
+    __slots__ = ("_turn", "changed_beat", "chunk", "doubt", "gate", "handle", "lock", "mtime_ns", "primary")
 
     def __init__(self, handle: int, chunk: Chunk, gate: SerialGate) -> None:
         self.handle = handle
@@ -37,6 +40,7 @@ class Replica:
         self.primary: Primary | None = None
         self.mtime_ns = 0
         self.changed_beat = 0
+        self.doubt = NO_DOUBT
         self._turn: trio.Event | None = None
 
     async def take_lock(self) -> None:
@@ -110,7 +114,10 @@ class ReplicaTable:
                 raise GfsError(Code.UNKNOWN_CHUNK, f"chunk {handle:016x} is not here")
             chunk = await self._io.quick(self.store.get, handle)
             # Nobody knows what it applied before the restart: closed until a new version.
-            replica = self._loaded.get(handle) or self._add(handle, chunk, SerialGate(closed=True))
+            known = self._loaded.get(handle)
+            replica = known or self._add(handle, chunk, SerialGate(closed=True))
+            if known is None:
+                replica.doubt = POWER_LOST if self.store.power_was_lost else RESTARTED
         return replica
 
     async def for_grant(self, grant: VerifiedGrant) -> Replica:
@@ -192,7 +199,9 @@ class ReplicaTable:
             if source.chunk.version != version:
                 raise GfsError(Code.STALE_VERSION, f"chunk {handle:016x} has version {source.chunk.version} here")
             chunk = await self._io.run(self.store.clone, handle, version, new_handle, new_version, truncate)
-            return self._created(new_handle, chunk)
+            made = self._created(new_handle, chunk)
+            made.doubt = source.doubt
+            return made
         finally:
             source.lock.release()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,6 +11,12 @@ from gfscore.errors import Code, GfsError
 from gfscore.storage.chunk_store import StoreFailed
 
 T = TypeVar("T")
+
+
+def is_damage(error: GfsError) -> bool:
+    """The stored bytes are wrong, or the disk cannot give them back: the replica has to be replaced [00127]."""
+    cause = error.__cause__
+    return error.code is Code.CHECKSUM_MISMATCH or (isinstance(cause, OSError) and cause.errno == errno.EIO)
 
 
 class StoreIo:

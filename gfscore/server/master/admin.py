@@ -13,6 +13,7 @@ from gfscore.errors import Code, GfsError
 from gfscore.metadata.chunks import find_chunk, last_index, mapping_get, unpack_chunk
 from gfscore.metadata.inodes import load_file
 from gfscore.metadata.keys import unpack8
+from gfscore.metadata.placement import reserve_of
 from gfscore.metadata.policies import Policy, effective
 from gfscore.metadata.tables import CHUNKS
 from gfscore.metadata.transaction import CHUNK_COUNT, DIRECTORIES, FILES, counter
@@ -60,7 +61,7 @@ class Admin:
         copies = max(1, min(self._defaults.replication, len(live)))
         return pb.StatfsReply(
             total_bytes=sum(server.total_bytes for server in live) // copies,
-            free_bytes=sum(server.free_bytes for server in live) // copies,
+            free_bytes=sum(max(0, s.free_bytes - reserve_of(s.total_bytes)) for s in live) // copies,
             files=counter(tables, FILES),
             directories=counter(tables, DIRECTORIES),
         )

@@ -40,6 +40,7 @@ class Answer(NamedTuple):
     error: Code
     version: int
     length: int
+    doubt: int = 0  # see `PrepareReply.Item`
 
 
 class Length(NamedTuple):
@@ -96,8 +97,8 @@ class ChunkCalls:
         if reply is None:
             return
         for item, answer in zip(items, reply.items, strict=False):
-            error = _code(answer.error)
-            answers.setdefault(item.handle, []).append(Answer(server, error, answer.version, answer.length))
+            found = Answer(server, _code(answer.error), answer.version, answer.length, answer.doubt)
+            answers.setdefault(item.handle, []).append(found)
 
     async def revoke(self, by_server: dict[ServerState, list[int]]) -> tuple[dict[int, Length], set[ServerState]]:
         """End leases; what the primaries said of those that they held, and the servers that did not answer."""

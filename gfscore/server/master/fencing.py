@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from gfscore.errors import Code, GfsError
 from gfscore.metadata.chunks import find_chunk, load_chunk, raise_version, replace_shared_chunk
@@ -24,14 +25,24 @@ _ROUNDS_MAX = 8  # each further one leaves somebody out, or follows a master tha
 REPORT_WAIT_SECONDS = 3.0
 
 
+class Doubt(NamedTuple):
+    """How far a replica may be behind what was acknowledged; the smaller the better. A replica that lived through
+    everything has none. Of those that did not, the longest has it: a restart loses nothing but what was in flight, a
+    power cut what was not synced, at the end or (unseen) in the middle."""
+
+    cause: int = 0  # `PrepareReply.Item.doubt`
+    minus_length: int = 0
+
+
 @dataclass(slots=True)
 class Fenced:
-    """The new set of a chunk. `length`: of its longest replica, bytes."""
+    """The new set of a chunk. `length`: of its longest replica, bytes. `doubts`: by server, where there are any."""
 
     version: int = 0
     servers: list[ServerState] = field(default_factory=list)
     length: int = 0
     missing: list[str] = field(default_factory=list)  # servers that never had the chunk
+    doubts: dict[str, Doubt] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -132,6 +143,8 @@ class Fencing:
             elif answer.error is Code.OK and answer.version == version:
                 held[server] = version
                 length = max(length, answer.length)
+                if answer.doubt:
+                    result.doubts[server.id] = Doubt(answer.doubt, -answer.length)
             elif answer.error is Code.STALE_VERSION:
                 if answer.version > one.recorded:  # ahead of the log: an attempt of a master that died
                     held[server] = answer.version
@@ -164,7 +177,8 @@ class Fencing:
         """Copy-on-write: give the file a chunk of its own in the place of the shared `handle` [0116].
 
         The new handle is logged as taken before any server sees it, the mapping only when the copies exist; dying in
-        between leaves orphaned chunks. The new handle and its set. Raises NOT_READY when nobody could copy it.
+        between leaves orphaned chunks. The new handle and its set. Raises NOT_READY when nobody could copy it, NO_SPACE
+        when that was for want of room.
         """
         await self._servers.wait_for_sets([handle], REPORT_WAIT_SECONDS)
         reserving = self._state.begin()
@@ -178,6 +192,8 @@ class Fencing:
             answers = await self._calls.clone([Wanted(handle, version, 1, servers, truncate, new_handle)])
             given = answers.get(handle, [])
             copied = [answer.server for answer in given if answer.error is Code.OK]
+            if not copied and any(answer.error is Code.NO_SPACE for answer in given):
+                raise GfsError(Code.NO_SPACE, f"the chunkservers of chunk {handle:016x} have no room for a copy of it")
             if not copied:
                 raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} could be copied: servers are down")
             tx = _ReservedTick(self._state.tables)

@@ -18,6 +18,7 @@ class GrantedLease:
     __slots__ = (
         "avoided",
         "broken",
+        "failed",
         "fresh",
         "given",
         "grant",
@@ -26,6 +27,7 @@ class GrantedLease:
         "index",
         "inode",
         "primary",
+        "repeated",
         "replicas",
         "version",
     )  # fmt: skip
@@ -43,9 +45,11 @@ class GrantedLease:
         self.grant = grant
         self.fresh = fresh  # granted with a new handle: no replica existed
         self.given: set[int] = set()  # clients that have the grant in their hands
+        self.repeated = False  # one of them has got it twice: what it did the first time, it may not remember
         self.granted_at = granted_at  # boottime of the last time it was given to somebody
         self.avoided = frozenset(avoided)  # servers that a client complained of when it was granted, yet members
         self.broken = False  # a replica failed: not to be answered again
+        self.failed: set[str] = set()  # servers that missed a mutation under it, or could not be made equal
 
 
 class LeaseBook:

@@ -7,6 +7,8 @@ raises the version on the replicas first. Locks: the file is read, the chunk wri
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from gfscore.env import Env
@@ -27,7 +29,7 @@ from gfscore.metadata.transaction import Transaction
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.rpc.transport import CallContext
 from gfscore.server.master.calls import Calls
-from gfscore.server.master.fencing import Fenced, Fencing
+from gfscore.server.master.fencing import Doubt, Fenced, Fencing
 from gfscore.server.master.grants import GrantSigner
 from gfscore.server.master.leases import GrantedLease, LeaseBook
 from gfscore.server.master.locking import LEASES, Keys, Locks
@@ -61,7 +63,7 @@ class Leasing:
     # ------------------------------------------------------------ fresh chunks, without an await
 
     def place(self, t: Transaction, inode: int, avoid: list[str]) -> tuple[Policy, Replicas]:
-        """Where a new chunk of the file goes. Raises NO_SERVERS, also while the servers are still coming back."""
+        """Where a new chunk of the file goes. Raises NO_SPACE, NO_SERVERS (also while the servers are coming back)."""
         policy = effective(t, inode, self._defaults)
         if self._servers.gathering(policy.replication):
             raise GfsError(Code.NO_SERVERS, "the chunkservers are still coming back after the master's start")
@@ -88,7 +90,8 @@ class Leasing:
     # ------------------------------------------------------------ the call
 
     async def lease(self, request: pb.LeaseRequest, context: CallContext) -> pb.LeaseReply:
-        """Handler of `Lease`. Raises NO_SERVERS, NOT_READY (no replica can be reached), STALE_INODE, IS_DIRECTORY."""
+        """Handler of `Lease`. Raises NO_SERVERS, NO_SPACE, NOT_READY (no replica can be reached), STALE_INODE,
+        IS_DIRECTORY."""
         session = self._sessions.of_change(request.id, context)
         client = session.client_id if session is not None else 0
         if not client:
@@ -105,6 +108,7 @@ class Leasing:
             index = self._index(request)
             lease, chunks_changed = await self._find_or_grant(request, before, index)
             lease.granted_at = self._env.clock.boottime()
+            lease.repeated = lease.repeated or client in lease.given
             lease.given.add(client)
             if not load_file(self._state.tables, request.inode).length_pending:
                 tx = self._state.begin()
@@ -138,16 +142,14 @@ class Leasing:
         if not handle:
             return self._fill_hole(record, index, list(request.avoid)), True
         chunk = load_chunk(self._state.tables, handle)
-        # A length that reaches into the chunk is that of acknowledged bytes, which the client may have forgotten by now.
-        unused = record.size <= index * self._chunk_size
-        if request.failed_handle == handle and unused and self._nothing_acknowledged(
-            handle, chunk, request.id.client_id
-        ):
+        # A length that reaches into the chunk is that of acknowledged bytes, which the client may have forgotten since.
+        unused = record.size <= index * self._chunk_size and self._nothing_acknowledged(handle, chunk, request)
+        if request.failed_handle == handle and unused:
             return self._replace_fresh(record, index, handle, list(request.avoid)), True
         if chunk.references > 1:
             new_handle, copy = await self._fencing.copy(record.inode, index, handle, avoid=list(request.avoid))
             policy = effective(self._state.tables, record.inode, self._defaults)
-            replicas = self._ordered(copy.servers, None, request)
+            replicas = self._ordered(copy.servers, None, request.avoid)
             record = load_file(self._state.tables, record.inode)
             return self.granted(record, index, new_handle, copy.version, replicas, policy, fresh=False), True
         lease = self._leases.find(handle)
@@ -156,7 +158,7 @@ class Leasing:
             return lease, False
         return await self._grant_again(request, record, index, handle, chunk, lease), True
 
-    def _nothing_acknowledged(self, handle: int, chunk: ChunkRecord, client: int) -> bool:
+    def _nothing_acknowledged(self, handle: int, chunk: ChunkRecord, request: pb.LeaseRequest) -> bool:
         """Nobody but the client that gives the fresh chunk up ever had a grant on it.
 
         A grant that was given before a restart is in nobody's book: then others may have written under it.
@@ -167,7 +169,8 @@ class Leasing:
             and lease.fresh
             and chunk.version == 1
             and chunk.references == 1
-            and lease.given <= {client}
+            and lease.given <= {request.id.client_id}
+            and not lease.repeated
         )
 
     def _fill_hole(self, record: InodeRecord, index: int, avoid: list[str]) -> GrantedLease:
@@ -198,13 +201,14 @@ class Leasing:
     ) -> GrantedLease:  # fmt: skip
         """A new version with whoever answers. A server complained of stays if it answers, but not a second time."""
         complaint = set(request.avoid) if lease is not None and request.stale_version == lease.version else set()
+        complaint |= lease.failed if lease is not None else set()
         again = complaint & lease.avoided if lease is not None else set()
         fenced = (await self._fencing.fence([handle], exclude=again))[handle]
         if not fenced.servers:
             if chunk.version == 1 and self._nobody_wrote(handle, fenced, record.size > index * self._chunk_size):
                 return self._replace_fresh(record, index, handle, list(request.avoid))
             raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} can be reached: is its chunkserver up?")
-        replicas = self._ordered(fenced.servers, lease, request)
+        replicas = self._ordered(fenced.servers, lease, complaint | set(request.avoid), fenced.doubts)
         policy = effective(self._state.tables, record.inode, self._defaults)
         record = load_file(self._state.tables, record.inode)
         kept = [server.id for server in replicas if server.id in complaint]
@@ -221,11 +225,16 @@ class Leasing:
             return True
         return self._servers.heard_all and {s.id for s in self._servers.replicas(handle)} <= set(fenced.missing)
 
-    def _ordered(self, servers: list[ServerState], lease: GrantedLease | None, request: pb.LeaseRequest) -> Replicas:
-        """The primary first: the one before unless somebody complained, else one that nobody complained of."""
+    def _ordered(
+        self, servers: list[ServerState], lease: GrantedLease | None, complaints: Collection[str],
+        doubts: Mapping[str, Doubt] = MappingProxyType({}),
+    ) -> Replicas:  # fmt: skip
+        """The primary first: the others are made equal to it (rule 9), so it has to be one that has everything that was
+        acknowledged. Among equals the one before unless somebody complained, else one that nobody complained of."""
         former = lease.primary.id if lease is not None else ""
 
         def rank(server: ServerState) -> Any:
-            return server.id in request.avoid, server.id != former, server.load.recent_creations
+            doubt = doubts.get(server.id, Doubt())
+            return doubt, server.id in complaints, server.id != former, server.load.recent_creations
 
         return self._servers.as_set(sorted(servers, key=rank))

@@ -151,11 +151,11 @@ class Namespace:
     def _first_chunk(
         self, tx: Transaction, request: pb.CreateRequest, record: InodeRecord, reply: pb.CreateReply, session: Session
     ) -> None:
-        """Commit the new file with a first chunk, without one where no server is up."""
+        """Commit the new file with a first chunk, without one where no server can take it."""
         try:
             policy, replicas = self._leasing.place(tx, record.inode, list(request.avoid))
         except GfsError as error:
-            if error.code is not Code.NO_SERVERS:
+            if error.code not in (Code.NO_SERVERS, Code.NO_SPACE):
                 raise
             self._calls.commit(tx, request.id, record.inode, 0)
             return

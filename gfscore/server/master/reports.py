@@ -93,6 +93,7 @@ class Reports:
         lease = self._leases.find(report.handle)
         if lease is not None:
             lease.broken = True
+            lease.failed.add(server_id)
 
     def _released(self, server: ServerState, report: pb.ChunkReport) -> None:
         """An idle lease is given back with the chunk's final length [0093]."""

@@ -221,7 +221,7 @@ class Servers:
         return server if server is not None and server.epoch == epoch and not server.gone else None
 
     def place(self, count: int, avoid: list[str]) -> Replicas:
-        """Servers for a new chunk, the primary first [0064]. Raises NO_SERVERS."""
+        """Servers for a new chunk, the primary first [0064]. Raises NO_SERVERS, NO_SPACE."""
         usable = self.usable()
         ids = choose_servers([s.load for s in usable], count, random=self._env.random, avoid=avoid)
         for server_id in ids:

@@ -14,11 +14,12 @@ import trio
 from gfscore.env import Env
 from gfscore.errors import Code, GfsError
 from gfscore.metadata.keys import pack8, unpack8
-from gfscore.metadata.tables import COUNTERS, LayeredTables
+from gfscore.metadata.tables import COUNTERS, ENTRIES, MAPPING, POLICIES, SYMLINKS, XATTRS, LayeredTables
 from gfscore.metadata.transaction import Transaction, bootstrap
 from gfscore.server.master.config import MasterConfig
-from gfscore.storage.batch_codec import encode_batch
+from gfscore.storage.batch_codec import Batch, encode_batch
 from gfscore.storage.checkpointer import Checkpointer
+from gfscore.storage.log_segment import FRAME_BYTES
 from gfscore.storage.recovery import Recovered, recover
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ _SECRET = b"secret"
 _VERSIONS = b"versions"  # chunk versions up to here may have been given out
 _VERSIONS_AT_ONCE = 10_000
 _SECRET_BYTES = 32
+_ROOM_SECONDS = 1.0  # between two attempts to get space on a full disk
+_GROWING = frozenset({ENTRIES, MAPPING, POLICIES, SYMLINKS, XATTRS})
 
 
 class MasterState:
@@ -42,6 +45,9 @@ class MasterState:
         self._env = env
         self._durable = self.applied
         self._queue: list[bytes] = []
+        self._queued_bytes = 0  # of frames that are not on the disk yet
+        self._room_at = 0.0  # boottime of the next attempt to get space
+        self.full = False  # changes were refused for want of space, and none was accepted since
         self._work = trio.Event()
         self._flushing: trio.Event | None = None  # set when the flush under way is done
         self._failure: GfsError | None = None
@@ -54,11 +60,17 @@ class MasterState:
         return Transaction(self.tables)
 
     def commit(self, tx: Transaction) -> int:
-        """Apply a decision to memory and hand it to the flusher; its lsn. Does not wait."""
+        """Apply a decision to memory and hand it to the flusher; its lsn. Does not wait.
+
+        Raises GfsError(NO_SPACE) when the log has no room for it: nothing changed then.
+        """
         batch = tx.batch
         if batch:
+            payload = encode_batch(batch)
+            self._need_room(len(payload) + FRAME_BYTES, batch)
             self.tables.apply(batch)
-            self._queue.append(encode_batch(batch))
+            self._queue.append(payload)
+            self._queued_bytes += len(payload) + FRAME_BYTES
             self.applied += 1
             self._work.set()
         return self.applied
@@ -78,6 +90,26 @@ class MasterState:
             await self.flushed()
             self._versions_durable = max(self._versions_durable, reserved)
         return version
+
+    def _need_room(self, size: int, batch: Batch) -> None:
+        """Half of what the log keeps ahead is for what must go on when the disk is full: removing, leases, sessions."""
+        log_file = self._recovered.log
+        needed = self._queued_bytes + size
+        kept = log_file.room_wanted // 2 if _grows(batch) else 0
+        if log_file.room - needed >= kept:
+            return
+        now = self._env.clock.boottime()
+        if now >= self._room_at:
+            if log_file.make_room(needed):
+                if self.full:
+                    log.warning("event=disk_has_room_again")
+                self.full = False
+                return
+            self._room_at = now + _ROOM_SECONDS
+        if not self.full:
+            log.error("event=disk_full consequence=changes_refused")
+            self.full = True
+        raise GfsError(Code.NO_SPACE, "the disk of the master is full: no change can be recorded before it has room")
 
     @property
     def pending(self) -> bool:
@@ -121,11 +153,12 @@ class MasterState:
 
     async def _flush(self) -> None:
         queue, self._queue = self._queue, []
-        target = self.applied
+        target, size = self.applied, self._queued_bytes
         done = self._flushing = trio.Event()
         try:
             await self._env.run_io.quick(self._recovered.log.append_batch, queue)
             self._durable = target
+            self._queued_bytes -= size
         except (OSError, GfsError) as error:
             log.critical("event=log_flush_failed error=%r consequence=stopping", str(error))
             self._failure = GfsError(Code.IO, f"the operation log cannot be written: {error}")
@@ -144,6 +177,17 @@ class MasterState:
 
     def close(self) -> None:
         self._recovered.close()
+
+
+def _grows(batch: Batch) -> bool:
+    """A change that adds names, attributes or chunks, and takes no name away."""
+    growing = False
+    for table, _, value in batch:
+        if table in _GROWING:
+            if value is None and table == ENTRIES:
+                return False
+            growing = growing or value is not None
+    return growing
 
 
 def secret_of(state: MasterState) -> bytes:
