@@ -301,3 +301,39 @@ async def test_the_length_is_found_behind_a_chunk_that_was_asked_for_ahead_of_ti
     assert seen.attr.size == 777 and not seen.attr.length_pending
     info = await reader.call("FileInfo", pb.InodeRequest(inode=made.attr.inode))
     assert ahead.handle not in {chunk.handle for chunk in info.chunks}  # nobody can use it any more: a hole again
+
+
+@pytest.mark.parametrize("restarted", [("primary",), ("secondary",), ("primary", "secondary")])
+async def test_a_chunk_that_nobody_has_is_replaced_also_when_its_servers_have_restarted(
+    restarted: tuple[str, ...], world: Any, autojump_clock: Any
+) -> None:
+    """Once stuck for ever: a server killed before the first append reached it came back without the chunk."""
+    servers = await world.three_servers()
+    client = await world.client("c1")
+    made = await client.create(b"f", with_chunk=True)
+    old = pb.GrantBody.FromString(made.grant.body)
+    second = next(replica.id for replica in old.replicas if replica.id != old.primary)
+    for which in restarted:
+        server = servers[old.primary if which == "primary" else second]
+        server.incarnation += 1
+        await server.register(world.cluster_id)
+    reply, new = await client.lease(made.attr.inode, stale_version=1, avoid=[old.primary])
+    assert reply.index == 0 and new.handle != old.handle and new.fresh
+
+
+async def test_a_chunk_whose_report_was_passed_over_is_not_replaced(world: Any, autojump_clock: Any) -> None:
+    """A server that is back and has not been heard of this chunk is asked before the chunk is given up."""
+    servers = await world.three_servers()
+    client = await world.client("c1")
+    made = await client.create(b"f", with_chunk=True)
+    old = pb.GrantBody.FromString(made.grant.body)
+    back = servers[old.primary]
+    back.incarnation += 1
+    await back.register(world.cluster_id)
+    back.replicas[old.handle] = (1, 100)
+    with pytest.raises(GfsError) as caught:
+        await client.lease(made.attr.inode, stale_version=1, avoid=[old.primary])
+    assert caught.value.code is Code.NOT_READY
+    await trio.sleep(2)
+    _, new = await client.lease(made.attr.inode, stale_version=1, avoid=[old.primary])
+    assert new.handle == old.handle and [replica.id for replica in new.replicas] == [old.primary]
