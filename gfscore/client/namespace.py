@@ -141,12 +141,15 @@ class NamespaceOperations:
             if entries is not None:
                 return entries, False
         generation = self._cache.generation
+        directory = self._cache.directory(inode)
+        changes = directory.changes
         reply = await self._session.call("List", pb.ListRequest(inode=inode, after=after, limit=limit))
         entries = []
-        keep = generation == self._cache.generation
-        directory = self._cache.directory(inode)
-        if not after:
-            directory.names.clear()
+        # A name that was made or removed here meanwhile is in the answer or not: nobody knows.
+        same = directory.changes == changes and self._cache.directories.get(inode) is directory
+        keep = same and generation == self._cache.generation
+        if keep:
+            directory.begin_page(after)
         for entry in reply.entries:
             attr = attr_from_wire(entry.attr)
             number = attr.inode
@@ -160,8 +163,8 @@ class NamespaceOperations:
             if pending or not keep:
                 attr.volatile = True
             entries.append(Entry(entry.name, attr))
-        if keep and not reply.more:
-            directory.complete = True
+        if keep:
+            directory.end_page(entries[-1].name if entries else after, reply.more)
         return entries, reply.more
 
     def _cached_listing(self, inode: int) -> list[Entry] | None:
@@ -197,6 +200,11 @@ class NamespaceOperations:
         else:
             self._cache.attrs.pop(inode, None)
 
+    def _names_changed_with_others(self, parent: int, *names: bytes) -> None:
+        """A change of ours was answered while another client's was told: which came first is not known here."""
+        self._cache.names_changed(parent, list(names))
+        self._cache.attrs.pop(parent, None)
+
     async def _create(
         self,
         parent: int,
@@ -228,13 +236,18 @@ class NamespaceOperations:
             attr = await self._settle(reply, generation)
         else:
             attr = attr_from_wire(reply.attr)
-            self._cache.keep(attr)
-            if kind == FileType.DIRECTORY:
-                self._cache.directory(attr.inode).complete = True
+            if generation == self._cache.generation:
+                self._cache.keep(attr)
+                if kind == FileType.DIRECTORY:
+                    self._cache.directory(attr.inode).complete = True
+            else:
+                attr.volatile = True
         if generation == self._cache.generation:
             self._keep_directory(reply.parent, parent)
             self._cache.add_name(parent, name, attr.inode)
             self._cache.listed_in[attr.inode] = parent
+        else:
+            self._names_changed_with_others(parent, name)
         return reply, attr
 
     async def create(
@@ -266,9 +279,13 @@ class NamespaceOperations:
             inode = (await self.lookup(parent, name)).inode
         hold = not directory and self._files.is_open(inode)
         request = pb.UnlinkRequest(parent=parent, name=name, directory=directory, hold=hold)
+        generation = self._cache.generation
         reply = await self._session.change("Unlink", request)
-        self._cache.remove_name(parent, name)
-        self._keep_directory(reply.parent, parent)
+        if generation == self._cache.generation:
+            self._cache.remove_name(parent, name)
+            self._keep_directory(reply.parent, parent)
+        else:
+            self._names_changed_with_others(parent, name)
         self._removed(reply.inode, reply.attr, hold)
 
     def _removed(self, inode: int, left: pb.Attr, hold: bool) -> None:
@@ -304,21 +321,27 @@ class NamespaceOperations:
             exchange=exchange,
             hold_replaced=hold,
         )
+        generation = self._cache.generation
         reply = await self._session.change("Rename", request)
         moved = self._cache.find(parent, name) or reply.attr.inode
         self._cache.remove_name(parent, name)
         self._cache.remove_name(new_parent, new_name)
-        self._keep_directory(reply.parent, parent)
-        self._keep_directory(reply.new_parent, new_parent)
         self._cache.attrs.pop(moved, None)
-        if reply.attr.inode:
+        crossed = generation != self._cache.generation
+        if crossed:
+            self._names_changed_with_others(parent, name)
+            self._names_changed_with_others(new_parent, new_name)
+        else:
+            self._keep_directory(reply.parent, parent)
+            self._keep_directory(reply.new_parent, new_parent)
+        if reply.attr.inode and not crossed:
             self._cache.keep(attr_from_wire(reply.attr))
             self._cache.add_name(new_parent, new_name, reply.attr.inode)
         else:
             self._forget_names(new_parent)
         if exchange:
             self._cache.attrs.pop(replaced, None)
-            if replaced:
+            if replaced and not crossed:
                 self._cache.add_name(parent, name, replaced)
             else:
                 self._forget_names(parent)
@@ -326,17 +349,18 @@ class NamespaceOperations:
             self._removed(replaced, reply.replaced, hold)
 
     def _forget_names(self, inode: int) -> None:
-        directory = self._cache.directories.get(inode)
-        if directory is not None:
-            directory.complete = False
+        self._cache.names_unknown(inode)
 
     async def link(self, inode: int, new_parent: int, new_name: bytes) -> Attr:
         request = pb.LinkRequest(inode=inode, new_parent=new_parent, new_name=new_name)
         generation = self._cache.generation
         reply = await self._session.change("Link", request)
         attr = await self._settle(reply, generation)
-        self._keep_directory(reply.parent, new_parent)
-        self._cache.add_name(new_parent, new_name, attr.inode)
+        if generation == self._cache.generation:
+            self._keep_directory(reply.parent, new_parent)
+            self._cache.add_name(new_parent, new_name, attr.inode)
+        else:
+            self._names_changed_with_others(new_parent, new_name)
         return attr
 
     async def snapshot(self, source: int, new_parent: int, new_name: bytes) -> Attr:
@@ -348,8 +372,11 @@ class NamespaceOperations:
         self._chunks.clear()  # the leases are revoked, and what was ours alone may be shared now
         self._files.forget_grants()
         attr = await self._settle(reply, generation)
-        self._keep_directory(reply.parent, new_parent)
-        self._cache.add_name(new_parent, new_name, attr.inode)
+        if generation == self._cache.generation:
+            self._keep_directory(reply.parent, new_parent)
+            self._cache.add_name(new_parent, new_name, attr.inode)
+        else:
+            self._names_changed_with_others(new_parent, new_name)
         return attr
 
     async def _write_out_all(self) -> None:
