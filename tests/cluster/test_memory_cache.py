@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import trio
 import trio.testing
 from memory_cluster import memory_cluster
 
@@ -131,3 +132,30 @@ async def test_a_name_that_appeared_between_two_pages_is_known(autojump_clock: t
 
 async def names(client: Client) -> list[bytes]:
     return [entry.name for entry in (await client.list_page(ROOT_INODE, b"", 10))[0]]
+
+
+async def test_a_length_on_its_way_to_the_master_does_not_undo_a_truncation(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Once a file that was closed and cut to nothing grew back, with zeros: its old length came after the cut."""
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        _, file = await one.create_file(ROOT_INODE, b"file", 0o644, 1, 1)
+        await file.write(0, bytes(3000))
+        await file.close()
+        session: Any = one._session
+        call = session.call
+        on_its_way = trio.Event()
+
+        async def slow_commits(name: str, request: Any, **options: Any) -> Any:
+            if name == "Commit":
+                on_its_way.set()
+                await trio.sleep(5)
+            return await call(name, request, **options)
+
+        session.call = slow_commits
+        inode = (await one.lookup(ROOT_INODE, b"file")).inode
+        await on_its_way.wait()
+        await one.setattr(inode, AttrChanges(size=0))
+        await trio.sleep(20)
+        assert (await one.getattr(inode)).size == 0
+        assert (await two.lookup(ROOT_INODE, b"file")).size == 0
