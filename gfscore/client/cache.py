@@ -14,12 +14,33 @@ NEGATIVE_LOOKUPS_BEFORE_LISTING = 2
 class Directory:
     """Names of one directory. While `complete`, a name that is missing does not exist."""
 
-    __slots__ = ("complete", "misses", "names")
+    __slots__ = ("changes", "complete", "listed_to", "misses", "names")
 
     def __init__(self, complete: bool = False) -> None:
         self.names: dict[bytes, int] = {}
         self.complete = complete
+        self.changes = 0  # of names, by whomever: a listing that was on its way meanwhile is not kept
+        self.listed_to: bytes | None = None  # all names up to this one are known; None: no listing is under way
         self.misses = 0
+
+    def begin_page(self, after: bytes) -> None:
+        """A page of a listing is about to be kept: the first one, or one behind the name `after`."""
+        if not after:
+            self.names.clear()
+            self.complete = False
+            self.listed_to = b""
+        elif self.listed_to != after:
+            self.listed_to = None  # names before it may be missing
+
+    def end_page(self, last: bytes, more: bool) -> None:
+        """The page is in `names`; `last` is its last name. Whether all is known is known behind the last page."""
+        if self.listed_to is None:
+            return
+        if more:
+            self.listed_to = last
+        else:
+            self.complete = True
+            self.listed_to = None
 
 
 class NamespaceCache:
@@ -54,18 +75,29 @@ class NamespaceCache:
         return found
 
     def add_name(self, parent: int, name: bytes, inode: int) -> None:
-        self.directory(parent).names[name] = inode
+        directory = self.directory(parent)
+        directory.names[name] = inode
+        directory.changes += 1
 
     def remove_name(self, parent: int, name: bytes) -> None:
         directory = self.directories.get(parent)
         if directory is not None:
             directory.names.pop(name, None)
+            directory.changes += 1
 
-    def names_changed(self, parent: int, names: list[bytes]) -> None:
-        """Somebody else changed these entries of `parent`."""
+    def names_unknown(self, parent: int) -> None:
+        """Which names there are in `parent` is not known any more; those that are known are right."""
         directory = self.directories.get(parent)
         if directory is not None:
             directory.complete = False
+            directory.listed_to = None
+            directory.changes += 1
+
+    def names_changed(self, parent: int, names: list[bytes]) -> None:
+        """Somebody else changed these entries of `parent`."""
+        self.names_unknown(parent)
+        directory = self.directories.get(parent)
+        if directory is not None:
             for name in names:
                 directory.names.pop(name, None)
 

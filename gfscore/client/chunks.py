@@ -143,12 +143,13 @@ class Chunks:
         return await self._ask(pb.LeaseRequest(inode=inode, last=True))
 
     async def _ask(self, request: pb.LeaseRequest) -> ChunkGrant:
+        generation = self._cache.generation
         reply = await self._session.change("Lease", request)
         if not reply.grant.body:
             raise GfsError(Code.NO_SERVERS, "no chunkserver can take this chunk")
         grant = ChunkGrant(reply.grant, reply.index)
         self.keep_grant(request.inode, grant)
-        if reply.sole_writer:
+        if reply.sole_writer and generation == self._cache.generation:  # else another writer may have come since
             self.sole_writer.add(request.inode)
         else:
             self.sole_writer.discard(request.inode)

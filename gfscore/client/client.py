@@ -95,13 +95,15 @@ class Client(NamespaceOperations):
 
         Without `exclusive` a file that is there already is opened.
         """
+        generation = self._cache.generation
         reply, attr = await self._create(
             parent, name, FileType.FILE, mode, uid, gid, with_chunk=True, exclusive=exclusive
         )
         if reply.grant.body:
             grant = ChunkGrant(reply.grant, 0)
             self._chunks.keep_grant(attr.inode, grant)
-            self._chunks.sole_writer.add(attr.inode)
+            if generation == self._cache.generation:  # else another writer may have come since
+                self._chunks.sole_writer.add(attr.inode)
             # The master counts this client among the file's writers until it says that it is done.
             file = self._handle(attr, write=True)
             state = self._files.get(attr.inode)

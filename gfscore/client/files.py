@@ -33,6 +33,7 @@ class FileState:
     __slots__ = (
         "appender",
         "changes",
+        "commits",
         "dropped",
         "end",
         "handles",
@@ -53,6 +54,7 @@ class FileState:
         self.end = 0  # one past the last byte written or appended here since the length was last agreed
         self.mtime_ns = 0  # of the latest change here; 0: none since somebody set the time
         self.changes = 0  # counts writes and appends
+        self.commits: list[trio.Event] = []  # of its length that are on their way to the master
         self.uncommitted = False  # the master does not have `end` and `mtime_ns`, or that the writing is over
         self.unused_chunk = 0  # handle of the first chunk, when it came with the file and nothing went there yet
         self.dropped = False  # the file has no name and no handle any more
@@ -205,6 +207,8 @@ class Files:
             elif times:
                 await state.writer.write_out()  # else a write that is still on its way would set the time again
         if size is not None:
+            while state.commits:  # one that arrives after the cut would make the file grow back
+                await state.commits[0].wait()
             state.end = min(state.end, size)
             state.changes += 1
         if times:
@@ -269,11 +273,18 @@ class Files:
             if release:
                 length.unused_chunk = state.unused_chunk
                 self._give_back(state)
+        over = trio.Event()
+        for state in states:
+            state.commits.append(over)
         try:
             await self._session.change("Commit", request)
         except GfsError as error:
             if error.code is not Code.STALE_INODE:
                 raise
+        finally:
+            for state in states:
+                state.commits.remove(over)
+            over.set()
         for state, seen in zip(states, changes, strict=True):
             if state.changes == seen:
                 self._committed(state, release)

@@ -141,12 +141,15 @@ class NamespaceOperations:
             if entries is not None:
                 return entries, False
         generation = self._cache.generation
+        directory = self._cache.directory(inode)
+        changes = directory.changes
         reply = await self._session.call("List", pb.ListRequest(inode=inode, after=after, limit=limit))
         entries = []
-        keep = generation == self._cache.generation
-        directory = self._cache.directory(inode)
-        if not after:
-            directory.names.clear()
+        # A name that was made or removed here meanwhile is in the answer or not: nobody knows.
+        same = directory.changes == changes and self._cache.directories.get(inode) is directory
+        keep = same and generation == self._cache.generation
+        if keep:
+            directory.begin_page(after)
         for entry in reply.entries:
             attr = attr_from_wire(entry.attr)
             number = attr.inode
@@ -160,8 +163,8 @@ class NamespaceOperations:
             if pending or not keep:
                 attr.volatile = True
             entries.append(Entry(entry.name, attr))
-        if keep and not reply.more:
-            directory.complete = True
+        if keep:
+            directory.end_page(entries[-1].name if entries else after, reply.more)
         return entries, reply.more
 
     def _cached_listing(self, inode: int) -> list[Entry] | None:
@@ -245,6 +248,8 @@ class NamespaceOperations:
                 self._cache.keep(attr)
                 if kind == FileType.DIRECTORY:
                     self._cache.directory(attr.inode).complete = True
+            else:
+                attr.volatile = True
         self._keep_directory(reply.parent, parent, generation)
         self._keep_name(parent, name, attr.inode, generation)
         if generation == self._cache.generation:
@@ -343,9 +348,7 @@ class NamespaceOperations:
             self._removed(replaced, reply.replaced, hold)
 
     def _forget_names(self, inode: int) -> None:
-        directory = self._cache.directories.get(inode)
-        if directory is not None:
-            directory.complete = False
+        self._cache.names_unknown(inode)
 
     async def link(self, inode: int, new_parent: int, new_name: bytes) -> Attr:
         request = pb.LinkRequest(inode=inode, new_parent=new_parent, new_name=new_name)

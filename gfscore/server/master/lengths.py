@@ -170,6 +170,7 @@ class Lengths:
         for handle, result in fenced.items():
             lengths[handle] = Length(result.version, result.length)
         await self._inspect([handle for file in files for _, handle in file.tail], lengths)
+        never_used = {file.inode: self._never_used(file, lengths) for file in files}
         dropped: list[int] = []
         tx = self._state.begin()
         now_ns = self._env.clock.wall_ns()
@@ -179,6 +180,9 @@ class Lengths:
             for lease in file.leases:
                 if lease.handle in unused and drop_fresh_chunk(tx, file.inode, lease.index, lease.handle):
                     dropped.append(lease.handle)
+            for index, handle in never_used[file.inode]:
+                if drop_fresh_chunk(tx, file.inode, index, handle):
+                    dropped.append(handle)
         self._state.commit(tx)
         self._servers.freed(dropped)
         for file in files:
@@ -217,6 +221,26 @@ class Lengths:
         }
         lengths.update((handle, Length(1, 0)) for handle in unused)
         return unused
+
+    def _never_used(self, file: _Open, lengths: dict[int, Length]) -> list[tuple[int, int]]:
+        """(index, handle) of chunks that were granted before a restart of this master and that no server has.
+
+        Only behind the committed length: there nothing was acknowledged but by servers that would say so, and the
+        grants hang on sessions with the master before. In front of it a chunk that nobody has is lost, not unused.
+        """
+        if not self._servers.heard_all:
+            return []
+        size = load_file(self._state.tables, file.inode).size
+        leased = {lease.handle for lease in file.leases}
+        return [
+            (index, handle)
+            for index, handle in file.tail
+            if index * self._chunk_size >= size
+            and handle not in leased
+            and not lengths[handle].length
+            and not self._servers.locations.get(handle)
+            and handle not in self._servers.stale
+        ]
 
     async def _fence(self, files: list[_Open], lengths: dict[int, Length]) -> dict[int, Fenced]:
         """Raise the version of each chunk on which somebody may still hold a lease that was not revoked."""

@@ -301,3 +301,89 @@ async def test_the_length_is_found_behind_a_chunk_that_was_asked_for_ahead_of_ti
     assert seen.attr.size == 777 and not seen.attr.length_pending
     info = await reader.call("FileInfo", pb.InodeRequest(inode=made.attr.inode))
     assert ahead.handle not in {chunk.handle for chunk in info.chunks}  # nobody can use it any more: a hole again
+
+
+@pytest.mark.parametrize("restarted", [("primary",), ("secondary",), ("primary", "secondary")])
+async def test_a_chunk_that_nobody_has_is_replaced_also_when_its_servers_have_restarted(
+    restarted: tuple[str, ...], world: Any, autojump_clock: Any
+) -> None:
+    """Once stuck for ever: a server killed before the first append reached it came back without the chunk."""
+    servers = await world.three_servers()
+    client = await world.client("c1")
+    made = await client.create(b"f", with_chunk=True)
+    old = pb.GrantBody.FromString(made.grant.body)
+    second = next(replica.id for replica in old.replicas if replica.id != old.primary)
+    for which in restarted:
+        server = servers[old.primary if which == "primary" else second]
+        server.incarnation += 1
+        await server.register(world.cluster_id)
+    reply, new = await client.lease(made.attr.inode, stale_version=1, avoid=[old.primary])
+    assert reply.index == 0 and new.handle != old.handle and new.fresh
+
+
+async def test_a_chunk_whose_report_was_passed_over_is_not_replaced(world: Any, autojump_clock: Any) -> None:
+    """A server that is back and has not been heard of this chunk is asked before the chunk is given up."""
+    servers = await world.three_servers()
+    client = await world.client("c1")
+    made = await client.create(b"f", with_chunk=True)
+    old = pb.GrantBody.FromString(made.grant.body)
+    await client.commit(made.attr.inode, 100, release=False)  # so the length says that there is something
+    back = servers[old.primary]
+    back.incarnation += 1
+    await back.register(world.cluster_id)
+    back.replicas[old.handle] = (1, 100)
+    with pytest.raises(GfsError) as caught:
+        await client.lease(made.attr.inode, stale_version=1, avoid=[old.primary])
+    assert caught.value.code is Code.NOT_READY
+    await trio.sleep(2)
+    _, new = await client.lease(made.attr.inode, stale_version=1, avoid=[old.primary])
+    assert new.handle == old.handle and [replica.id for replica in new.replicas] == [old.primary]
+
+
+@pytest.mark.parametrize("written", [0, 2])
+async def test_a_chunk_that_was_granted_before_a_restart_and_never_used_becomes_a_hole_again(
+    written: int, world: Any, autojump_clock: Any
+) -> None:
+    """Once it counted as lost for ever: the lease that would have told that it was unused was forgotten."""
+    servers = await world.three_servers()
+    writer, reader = await world.client("w"), await world.client("r")
+    inode = (await writer.create(b"f")).attr.inode
+    size = written * world.config.chunk_size
+    for index in range(written):
+        _, body = await writer.lease(inode, index)
+        world.written(body, world.config.chunk_size)
+    await writer.commit(inode, size)
+    await writer.lease(inode, written)
+    await writer.channel.aclose()
+    await world.restart_master()
+    await reader.connect()
+    for server in servers.values():
+        await server.register(world.cluster_id)
+    await trio.sleep(world.config.lease_seconds * 2)
+    seen = await reader.lookup(b"f")
+    assert seen.attr.size == size and not seen.attr.length_pending
+    info = await reader.call("FileInfo", pb.InodeRequest(inode=inode))
+    assert [chunk.index for chunk in info.chunks if chunk.handle] == list(range(written))
+    assert (await reader.call("Status", pb.Empty())).lost == 0
+
+
+async def test_a_chunk_whose_servers_are_all_silent_does_not_become_a_hole(world: Any, autojump_clock: Any) -> None:
+    servers = await world.three_servers()
+    writer, reader = await world.client("w"), await world.client("r")
+    made = await writer.create(b"f", with_chunk=True)
+    body = pb.GrantBody.FromString(made.grant.body)
+    world.written(body, 100)
+    await writer.channel.aclose()
+    await world.kill_master()
+    for name in servers:
+        world.network.disconnect("m", name)
+    await world.start_master()
+    await reader.connect()
+    await reader.lookup(b"f")  # the master tries to learn the length, in vain
+    for name, server in servers.items():
+        world.network.reconnect("m", name)
+        await server.register(world.cluster_id)
+    await trio.sleep(world.config.lease_seconds * 2)
+    assert (await reader.lookup(b"f")).attr.size == 100
+    info = await reader.call("FileInfo", pb.InodeRequest(inode=made.attr.inode))
+    assert [chunk.handle for chunk in info.chunks] == [body.handle]
