@@ -7,6 +7,7 @@ that was on its way while one arrived is used once and not kept.
 from __future__ import annotations
 
 from gfscore.client.types import Attr
+from gfscore.ids import ROOT_INODE, TRASH_INODE, TRASH_NAME
 
 NEGATIVE_LOOKUPS_BEFORE_LISTING = 2
 
@@ -54,7 +55,12 @@ class NamespaceCache:
         return found
 
     def add_name(self, parent: int, name: bytes, inode: int) -> None:
-        self.directory(parent).names[name] = inode
+        if inode != TRASH_INODE:  # no listing shows the trash itself
+            self.directory(parent).names[name] = inode
+
+    def listed(self, parent: int) -> None:
+        """All names of `parent` are known; never those of the trash, where names appear without a call-back."""
+        self.directory(parent).complete = parent != TRASH_INODE
 
     def remove_name(self, parent: int, name: bytes) -> None:
         directory = self.directories.get(parent)
@@ -75,7 +81,7 @@ class NamespaceCache:
         if directory is None:
             return None
         inode = directory.names.get(name)
-        if inode is None and directory.complete:
+        if inode is None and directory.complete and not (parent == ROOT_INODE and name == TRASH_NAME):
             return 0
         return inode
 

@@ -161,7 +161,7 @@ class NamespaceOperations:
                 attr.volatile = True
             entries.append(Entry(entry.name, attr))
         if keep and not reply.more:
-            directory.complete = True
+            self._cache.listed(inode)
         return entries, reply.more
 
     def _cached_listing(self, inode: int) -> list[Entry] | None:

@@ -18,7 +18,7 @@ from gfscore.metadata.transaction import Transaction
 
 NAMES = ("replication", "trash_seconds", "append_pad", "append_sync")  # the position is the bit in a record
 REPLICATION_MAX = 16
-_SECONDS_MAX = (1 << 40) - 1
+TRASH_SECONDS_MAX = (1 << 40) - 1
 TRASH_SECONDS_DEFAULT = 86400  # a day
 _FORMAT = 1
 _TRASH = 1 << NAMES.index("trash_seconds")
@@ -64,7 +64,7 @@ def parse(name: str, text: str) -> int:
     if name == "replication":
         return _number(name, text, 1, REPLICATION_MAX)
     if name == "trash_seconds":
-        return _number(name, text, 0, _SECONDS_MAX)
+        return _number(name, text, 0, TRASH_SECONDS_MAX)
     if name == "append_pad":
         return _pad(text)
     if name == "append_sync":

@@ -117,7 +117,7 @@ def bootstrap(tx: Transaction, now_ns: int, cluster_id: str) -> None:
 
 
 def make_trash(tx: Transaction, now_ns: int) -> None:
-    """The directory of deleted files [0075]. No entry names it; only root may look, as names of private files are in it."""
+    """The directory of deleted files [0075]. No entry names it; private names are in it, so only root may look."""
     trash = InodeRecord(TRASH_INODE, FileType.DIRECTORY, 0o700, 0, 0, 2, 0, now_ns, now_ns, now_ns)
     trash.parent = ROOT_INODE
     store(tx, trash)

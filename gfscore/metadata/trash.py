@@ -65,7 +65,6 @@ class Restored:
     """What a restore did."""
 
     inode: int
-    path: bytes  # absolute, or below the directory where the deep path is not known
     changed: list[tuple[int, bytes]]  # (directory, name) of each name that is new: directories made, then the file
 
 
@@ -160,6 +159,13 @@ def _count(tx: Transaction, files: int, size: int) -> None:
 # ------------------------------------------------------------ looking
 
 
+def trashed(t: Tables, inode: int) -> Trashed:
+    """The entry of the deleted file `inode`, which must be in the trash."""
+    info = find_info(t, inode)
+    assert info is not None, f"inode {inode} is not in the trash"
+    return Trashed(_entry_of(inode, info), inode, info)
+
+
 def is_below(path: bytes, directory: bytes) -> bool:
     """`path` is `directory`, or lies in it; everything lies in the empty path, the root. None ends with a slash."""
     return not directory or path == directory or path.startswith(directory + b"/")
@@ -178,13 +184,11 @@ def page(t: Tables, *, after: bytes, below: bytes, limit: int) -> tuple[list[Tra
     for key, raw in islice(t.range(ENTRIES, start, after_prefix(TRASH_INODE)), SCANNED_MAX):
         if len(found) == limit:
             return found, last
-        inode = unpack8(raw)
         last = key[8:]
-        info = find_info(t, inode)
-        assert info is not None, f"entry {last!r} of the trash: nothing is known of inode {inode}"
         scanned += 1
-        if is_below(info.path, below):
-            found.append(Trashed(last, inode, info))
+        item = trashed(t, unpack8(raw))
+        if is_below(item.info.path, below):
+            found.append(item)
     return found, last if scanned == SCANNED_MAX else b""
 
 
@@ -252,7 +256,7 @@ def restore(tx: Transaction, entry: bytes, *, path: bytes = b"", uid: int, gid: 
     if find(tx, directory, name) is not None:
         raise GfsError(Code.EXISTS, f"{name!r} exists already: restore it to another path, or move that away")
     parent = open_directory(tx, directory)
-    info = take_out(tx, inode)
+    take_out(tx, inode)
     record = load(tx, inode)
     record.nlink = 1
     record.ctime_ns = now_ns
@@ -261,4 +265,4 @@ def restore(tx: Transaction, entry: bytes, *, path: bytes = b"", uid: int, gid: 
     parent.mtime_ns = parent.ctime_ns = now_ns
     store(tx, parent)
     changed.append((directory, name))
-    return Restored(inode, path or info.path, changed)
+    return Restored(inode, changed)

@@ -21,7 +21,7 @@ from gfscore.metadata.rename import rename
 from gfscore.metadata.snapshot import snapshot
 from gfscore.metadata.tables import INODES, PLACES, Batch, EmptyTables, LayeredTables
 from gfscore.metadata.transaction import DIRECTORIES, FILES, Transaction, counter, trash_counts
-from gfscore.metadata.trash import Trashed, entry_name, expired, find_info, page, restore
+from gfscore.metadata.trash import Trashed, entry_name, expired, find_info, page, path_of, restore
 from gfscore.metadata.validate import validate
 
 SECOND = 1_000_000_000
@@ -47,7 +47,9 @@ def trash(state: State, below: bytes = b"") -> list[Trashed]:
 
 
 def back(state: State, entry: bytes, path: bytes = b"") -> bytes:
-    return state.run(restore, entry, path=path, uid=7, gid=8).path
+    """Restore; the path at which it is now."""
+    directory, name = state.run(restore, entry, path=path, uid=7, gid=8).changed[-1]
+    return path_of(Transaction(state.tables), directory) + b"/" + name
 
 
 def test_a_deleted_file_is_found_under_its_special_name_and_restored_with_all_it_had(state: State) -> None:

@@ -224,10 +224,13 @@ class World:
         self.nursery = nursery
         self.network = MemoryNetwork()
         self.disk = MemoryDisk()
-        self.config = MasterConfig(host="m", port=CONTROL_PORT, chunk_size=CHUNK_SIZE, lease_seconds=20)
+        self.config = MasterConfig(
+            host="m", port=CONTROL_PORT, chunk_size=CHUNK_SIZE, lease_seconds=20, trash_seconds=0
+        )
         self.stream_port = 0
         self.cluster_id = ""
         self.servers: list[TwinServer] = []
+        self.wall_offset_ns = 0  # of the master that is started next
         self._master: trio.CancelScope | None = None
         self._starts = 0
 
