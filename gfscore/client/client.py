@@ -118,8 +118,8 @@ class Client(NamespaceOperations):
         attr = await self.getattr(inode)
         if attr.type == FileType.DIRECTORY:
             raise GfsError(Code.IS_DIRECTORY, "a directory has no data")
-        if (write or append or truncate) and not attr.nlink and inode not in self._session.held:
-            raise GfsError(Code.NOT_PERMITTED, "a file in the trash can only be read: restore it first")
+        if write or append or truncate:
+            self._refuse_in_trash(attr)
         if truncate and attr.size:
             attr = await self.setattr(inode, AttrChanges(size=0))
         return self._handle(attr, write or append)

@@ -358,6 +358,11 @@ class NamespaceOperations:
 
     # ------------------------------------------------------------ attributes
 
+    def _refuse_in_trash(self, attr: Attr) -> None:
+        """As the master would, which may be asked too late: what is written is on its way behind an answer."""
+        if not attr.nlink and attr.inode not in self._session.held:
+            raise GfsError(Code.NOT_PERMITTED, "a file in the trash can only be read: restore it first")
+
     async def setattr(self, inode: int, changes: AttrChanges, *, has_handle: bool = False) -> Attr:
         request = pb.SetAttrRequest(inode=inode, has_handle=has_handle)
         for name in ("mode", "uid", "gid", "size", "atime_ns", "mtime_ns", "ctime_ns"):
@@ -368,6 +373,8 @@ class NamespaceOperations:
         request.mtime_now = changes.mtime_now
         state = self._files.get(inode)
         if state is not None and state.uncommitted:
+            if changes.size is not None:
+                self._refuse_in_trash(await self.getattr(inode))  # before what is known of its length is given up
             await self._files.prepare_setattr(state, changes.size, changes.mtime_ns is not None or changes.mtime_now)
         generation = self._cache.generation
         reply = await self._session.change("SetAttr", request)

@@ -62,7 +62,7 @@ class TrashOperations:
             reply = await self._session.call("TrashList", request)
             found += [_from_wire(entry) for entry in reply.entries]
             if not reply.next:
-                return found
+                return sorted(found, key=lambda file: (file.deleted_ns, file.attr.inode))
             request.after = reply.next
 
     async def find(self, entry: bytes) -> DeletedFile:

@@ -175,7 +175,7 @@ def page(t: Tables, *, after: bytes, below: bytes, limit: int) -> tuple[list[Tra
     """At most `limit` entries behind the entry `after`, of files that were at or below the path `below` (empty: all).
 
     With them the entry to go on behind, empty when there are no more: a page may be empty and not the last. In the
-    order of their deletion, as the clock of the master told it then.
+    order of their names, which is that of their deletion to the second, as the clock of the master told it then.
     """
     start = entry_key(TRASH_INODE, after) + b"\0" if after else pack8(TRASH_INODE)
     found: list[Trashed] = []
