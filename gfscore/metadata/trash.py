@@ -6,7 +6,7 @@ An entry of the directory `TRASH_INODE` is a deleted file; its inode has no link
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import islice
@@ -32,7 +32,7 @@ _DIRECTORY_MODE = 0o755
 
 @dataclass(frozen=True, slots=True)
 class TrashInfo:
-    """What is kept of a deleted file. Times in nanoseconds since the epoch, size in bytes, as it was when deleted.
+    """What is kept of a deleted file. Times in nanoseconds since the epoch, size in bytes.
 
     `path` is absolute; without a leading slash it is only the last name, in the directory `parent`.
     """
@@ -149,6 +149,14 @@ def take_out(tx: Transaction, inode: int) -> TrashInfo:
     tx.delete(TRASH_EXPIRY, _expiry_key(info, inode))
     _count(tx, -1, -info.size)
     return info
+
+
+def resized(tx: Transaction, record: InodeRecord) -> None:
+    """`record`, which has another size now and no link, may be in the trash: its bytes are counted there."""
+    info = find_info(tx, record.inode)
+    if info is not None:
+        tx.put(TRASH, pack8(record.inode), replace(info, size=record.size).pack())
+        _count(tx, 0, record.size - info.size)
 
 
 def _count(tx: Transaction, files: int, size: int) -> None:

@@ -60,6 +60,7 @@ def _check_trash(tables: Tables, inodes: _Inodes) -> set[int]:
         assert inode in inodes, f"inode {inode} in the trash does not exist"
         record = inodes[inode]
         assert record.nlink == 0, f"inode {inode} in the trash has {record.nlink} links"
+        assert record.size == info.size, f"inode {inode} in the trash has {record.size} bytes, {info.size} are counted"
         assert record.type in (FileType.FILE, FileType.SYMLINK), f"inode {inode} in the trash is a {record.type.name}"
     assert len(entries) == len(kept), f"the trash has {len(entries)} entries, {len(kept)} inodes"
     expiries = {(unpack8(key[:8]), unpack8(key[8:])) for key, _ in tables.range(TRASH_EXPIRY, b"", None)}

@@ -12,7 +12,7 @@ from gfscore.metadata.chunks import add_fresh_chunk, find_chunk
 from gfscore.metadata.create import create
 from gfscore.metadata.inodes import FileType
 from gfscore.metadata.keys import pack8
-from gfscore.metadata.lengths import commit_length
+from gfscore.metadata.lengths import commit_length, truncate
 from gfscore.metadata.link import link
 from gfscore.metadata.lookup import find, list_page, lookup
 from gfscore.metadata.policies import Policy, effective, set_policy
@@ -66,7 +66,10 @@ def test_a_deleted_file_is_found_under_its_special_name_and_restored_with_all_it
     assert lookup(state.tables, TRASH_INODE, found.entry) == f
     assert list_page(state.tables, ROOT_INODE, b"", 10)[0] == [(b"d", d)]
     assert state.record(f).nlink == 0 and state.record(f).size == 1000
-    assert trash_counts(state.tables) == (1, 1000)
+    state.run(commit_length, f, 1500)  # what was on its way when it was deleted
+    assert trash_counts(state.tables) == (1, 1500)
+    state.run(truncate, f, 1200, chunk_size=1 << 20)
+    assert trash_counts(state.tables) == (1, 1200) and trash(state)[0].info.size == 1200
     assert back(state, found.entry) == b"/d/f"
     assert find(state.tables, d, b"f") == f and state.record(f).nlink == 1
     assert trash(state) == [] and trash_counts(state.tables) == (0, 0)

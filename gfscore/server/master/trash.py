@@ -20,7 +20,7 @@ from gfscore.metadata.locks import inode_key
 from gfscore.metadata.lookup import find
 from gfscore.metadata.remove import reclaim
 from gfscore.metadata.tables import Tables
-from gfscore.metadata.trash import Trashed, destination, expired, find_info, page, restore, trashed
+from gfscore.metadata.trash import Trashed, TrashInfo, destination, expired, find_info, page, restore, trashed
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.rpc.transport import CallContext
 from gfscore.server.master.calls import Calls
@@ -45,6 +45,11 @@ def refuse_in_trash(t: Tables, record: InodeRecord, session: Session | None) -> 
         return
     if session is None or record.inode not in session.held:
         raise GfsError(Code.NOT_PERMITTED, "a file in the trash can only be read: restore it first (gfs trash restore)")
+
+
+def _is_still(info: TrashInfo, now: TrashInfo | None) -> bool:
+    """The same deletion, whatever was written since by who has the file open."""
+    return now is not None and (now.deleted_ns, now.expires_ns) == (info.deleted_ns, info.expires_ns)
 
 
 class Trash:
@@ -169,7 +174,7 @@ class Trash:
             tx = self._state.begin()
             removed = []
             for item in unwanted:
-                if find_info(tx, item.inode) == item.info:
+                if _is_still(item.info, find_info(tx, item.inode)):
                     hold = item.inode in held or self._removing.maybe_held(item.inode)
                     removed.append(reclaim(tx, item.inode, hold=hold))
             self._calls.commit(tx, request_id, len(removed))
