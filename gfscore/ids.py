@@ -14,6 +14,8 @@ Epoch = NewType("Epoch", int)  # one session of a chunkserver with the master
 LogSequenceNumber = NewType("LogSequenceNumber", int)
 
 ROOT_INODE = Inode(1)
+TRASH_INODE = Inode(1 << 62)  # the directory of deleted files: a number that the logical clock never reaches
+TRASH_NAME = b".trash"  # under which the root has it, though its listing does not show it [0075]
 NAME_BYTES_MAX = 255
 XATTR_BYTES_MAX = 65536
 SYMLINK_BYTES_MAX = 4095

@@ -7,6 +7,7 @@ that was on its way while one arrived is used once and not kept.
 from __future__ import annotations
 
 from gfscore.client.types import Attr
+from gfscore.ids import ROOT_INODE, TRASH_INODE, TRASH_NAME
 
 NEGATIVE_LOOKUPS_BEFORE_LISTING = 2
 
@@ -75,6 +76,8 @@ class NamespaceCache:
         return found
 
     def add_name(self, parent: int, name: bytes, inode: int) -> None:
+        if inode == TRASH_INODE:  # no listing shows the trash itself
+            return
         directory = self.directory(parent)
         directory.names[name] = inode
         directory.changes += 1
@@ -107,7 +110,7 @@ class NamespaceCache:
         if directory is None:
             return None
         inode = directory.names.get(name)
-        if inode is None and directory.complete:
+        if inode is None and directory.complete and not (parent == ROOT_INODE and name == TRASH_NAME):
             return 0
         return inode
 

@@ -23,6 +23,7 @@ from gfscore.client.operator import OperatorQueries
 from gfscore.client.options import ClientOptions
 from gfscore.client.reader import ChunkReader
 from gfscore.client.session import MasterSession
+from gfscore.client.trash import TrashOperations
 from gfscore.client.types import Attr, AttrChanges, FileType, Invalidation
 from gfscore.env import Env
 from gfscore.errors import Code, GfsError
@@ -50,6 +51,7 @@ class Client(NamespaceOperations):
         self._kept_at_open: dict[int, tuple[int, int]] = {}  # inode -> (size, mtime) when the kernel last had its pages
         self.on_invalidate: Callable[[Invalidation], Awaitable[None]] | None = None
         self.operator = OperatorQueries(session, env)
+        self.trash = TrashOperations(session)
         self.chunk_size = 0
         self.cluster_id = ""
 
@@ -118,6 +120,8 @@ class Client(NamespaceOperations):
         attr = await self.getattr(inode)
         if attr.type == FileType.DIRECTORY:
             raise GfsError(Code.IS_DIRECTORY, "a directory has no data")
+        if write or append or truncate:
+            self._refuse_in_trash(attr)
         if truncate and attr.size:
             attr = await self.setattr(inode, AttrChanges(size=0))
         return self._handle(attr, write or append)

@@ -34,7 +34,6 @@ class FileState:
         "appender",
         "changes",
         "commits",
-        "dropped",
         "end",
         "handles",
         "inode",
@@ -57,7 +56,6 @@ class FileState:
         self.commits: list[trio.Event] = []  # of its length that are on their way to the master
         self.uncommitted = False  # the master does not have `end` and `mtime_ns`, or that the writing is over
         self.unused_chunk = 0  # handle of the first chunk, when it came with the file and nothing went there yet
-        self.dropped = False  # the file has no name and no handle any more
 
     @property
     def busy(self) -> bool:
@@ -167,17 +165,18 @@ class Files:
 
     async def _let_go(self, state: FileState) -> None:
         """The last handle of a file without a name: the master can drop it now."""
-        self._states.pop(state.inode, None)
         self._session.held.discard(state.inode)
         self.forget(state.inode)
         await self._session.change("Release", pb.ReleaseRequest(inodes=[state.inode]))
 
     def forget(self, inode: int) -> None:
-        """The file is gone."""
+        """The file has no name any more. Its length still goes to the master, for whoever finds it in the trash."""
         state = self._states.get(inode)
         if state is not None and not state.handles:
-            state.dropped = True
-            del self._states[inode]
+            if state.uncommitted:
+                self._closed_files.set()
+            else:
+                del self._states[inode]
         self._chunks.forget(inode)
         self._chunks.sole_writer.discard(inode)
         self._cache.forget(inode)

@@ -19,7 +19,7 @@ from gfscore.client.types import (
 )
 from gfscore.env import Env
 from gfscore.errors import Code, GfsError
-from gfscore.ids import ROOT_INODE
+from gfscore.ids import ROOT_INODE, TRASH_INODE
 from gfscore.proto import gfs_pb2 as pb
 
 LIST_PAGE = 1000  # entries per call to the master
@@ -163,7 +163,7 @@ class NamespaceOperations:
             if pending or not keep:
                 attr.volatile = True
             entries.append(Entry(entry.name, attr))
-        if keep:
+        if keep and inode != TRASH_INODE:  # names appear there without a call-back: never known to be complete
             directory.end_page(entries[-1].name if entries else after, reply.more)
         return entries, reply.more
 
@@ -378,6 +378,11 @@ class NamespaceOperations:
 
     # ------------------------------------------------------------ attributes
 
+    def _refuse_in_trash(self, attr: Attr) -> None:
+        """As the master would, which may be asked too late: what is written is on its way behind an answer."""
+        if not attr.nlink and attr.inode not in self._session.held:
+            raise GfsError(Code.NOT_PERMITTED, "a file in the trash can only be read: restore it first")
+
     async def setattr(self, inode: int, changes: AttrChanges, *, has_handle: bool = False) -> Attr:
         request = pb.SetAttrRequest(inode=inode, has_handle=has_handle)
         for name in ("mode", "uid", "gid", "size", "atime_ns", "mtime_ns", "ctime_ns"):
@@ -388,6 +393,8 @@ class NamespaceOperations:
         request.mtime_now = changes.mtime_now
         state = self._files.get(inode)
         if state is not None and state.uncommitted:
+            if changes.size is not None:
+                self._refuse_in_trash(await self.getattr(inode))  # before what is known of its length is given up
             await self._files.prepare_setattr(state, changes.size, changes.mtime_ns is not None or changes.mtime_now)
         generation = self._cache.generation
         reply = await self._session.change("SetAttr", request)

@@ -27,6 +27,8 @@ class OperatorQueries:
                 "cluster_id": reply.cluster_id,
                 "files": reply.files,
                 "directories": reply.directories,
+                "trash_files": reply.trash_files,
+                "trash_bytes": reply.trash_bytes,
                 "chunks": reply.chunks,
                 "clients": reply.clients,
                 "uptime_seconds": round(reply.uptime_seconds, 1),

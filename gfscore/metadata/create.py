@@ -8,8 +8,9 @@ from gfscore.errors import Code, GfsError
 from gfscore.ids import SYMLINK_BYTES_MAX
 from gfscore.metadata.inodes import HAS_POLICY, FileType, InodeRecord, store
 from gfscore.metadata.keys import entry_key, pack8
-from gfscore.metadata.lookup import check_name, open_directory
-from gfscore.metadata.tables import ENTRIES, POLICIES, SYMLINKS
+from gfscore.metadata.lookup import check_new_name, open_directory
+from gfscore.metadata.policies import inherited
+from gfscore.metadata.tables import ENTRIES, PLACES, POLICIES, SYMLINKS
 from gfscore.metadata.transaction import DIRECTORIES, FILES, Transaction
 
 _WITH_POLICY = (FileType.FILE, FileType.DIRECTORY)
@@ -38,9 +39,9 @@ def create(
     """Create `name` in the directory `parent`; the new record.
 
     Policies of the directory are inherited, its set-group-id bit too. Raises EXISTS, NOT_DIRECTORY, NOT_FOUND (the
-    directory was removed), STALE_INODE, INVALID, NAME_TOO_LONG.
+    directory was removed), STALE_INODE, INVALID, NAME_TOO_LONG, NOT_PERMITTED (in the trash).
     """
-    check_name(name)
+    check_new_name(parent, name)
     directory = open_directory(tx, parent)
     key = entry_key(parent, name)
     if tx.get(ENTRIES, key) is not None:
@@ -59,6 +60,7 @@ def create(
     if is_directory:
         record.nlink = 2
         record.parent = parent
+        tx.put(PLACES, raw_inode, key)
         directory.nlink += 1
     elif type is FileType.SYMLINK:
         _check_target(target)
@@ -70,7 +72,7 @@ def create(
     if directory.flags & HAS_POLICY and type in _WITH_POLICY:
         policy = tx.get(POLICIES, pack8(parent))
         assert policy is not None, f"directory {parent} has lost its policy"
-        tx.put(POLICIES, raw_inode, policy)
+        tx.put(POLICIES, raw_inode, policy if is_directory else inherited(policy))
         record.flags = HAS_POLICY
     tx.put(ENTRIES, key, raw_inode)
     store(tx, record)

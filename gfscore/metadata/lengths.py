@@ -8,6 +8,7 @@ from gfscore.errors import Code, GfsError
 from gfscore.metadata.chunks import INDEX_MAX, cut_mapping, handle_at
 from gfscore.metadata.inodes import LENGTH_MAX, InodeRecord, load_file, store
 from gfscore.metadata.transaction import Transaction
+from gfscore.metadata.trash import resized
 
 
 @dataclass(slots=True)
@@ -40,6 +41,8 @@ def commit_length(
         return record
     if grows:
         record.size = size
+        if not record.nlink:
+            resized(tx, record)
     if grows or mtime_ns:
         record.mtime_ns = mtime_ns or now_ns
         record.ctime_ns = max(record.ctime_ns, record.mtime_ns if mtime_ns else now_ns)
@@ -65,6 +68,8 @@ def truncate(tx: Transaction, inode: int, size: int, *, chunk_size: int, now_ns:
         boundary = (keep, handle, within) if handle else None
     freed = cut_mapping(tx, record, keep + (within > 0))
     record.size = size
+    if not record.nlink:
+        resized(tx, record)
     record.mtime_ns = record.ctime_ns = now_ns
     store(tx, record)
     return Truncated(freed, boundary)

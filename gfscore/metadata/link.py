@@ -5,7 +5,7 @@ from __future__ import annotations
 from gfscore.errors import Code, GfsError
 from gfscore.metadata.inodes import FileType, InodeRecord, load, store
 from gfscore.metadata.keys import entry_key, pack8
-from gfscore.metadata.lookup import check_name, not_found, open_directory
+from gfscore.metadata.lookup import check_new_name, not_found, open_directory
 from gfscore.metadata.tables import ENTRIES
 from gfscore.metadata.transaction import Transaction
 
@@ -15,10 +15,10 @@ LINKS_MAX = 65_000
 def link(tx: Transaction, inode: int, *, new_parent: int, new_name: bytes, now_ns: int) -> InodeRecord:
     """Give `inode` the name `new_name` in `new_parent` too; its new record.
 
-    Raises EXISTS, NOT_PERMITTED (a directory), TOO_MANY_LINKS, NOT_FOUND (it has lost its last name), NOT_DIRECTORY,
-    STALE_INODE, INVALID, NAME_TOO_LONG.
+    Raises EXISTS, NOT_PERMITTED (a directory, or in the trash), TOO_MANY_LINKS, NOT_FOUND (it has lost its last name),
+    NOT_DIRECTORY, STALE_INODE, INVALID, NAME_TOO_LONG.
     """
-    check_name(new_name)
+    check_new_name(new_parent, new_name)
     directory = open_directory(tx, new_parent)
     record = load(tx, inode)
     if record.type is FileType.DIRECTORY:

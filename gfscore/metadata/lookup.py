@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import islice
 
 from gfscore.errors import Code, GfsError
-from gfscore.ids import NAME_BYTES_MAX, ROOT_INODE
+from gfscore.ids import NAME_BYTES_MAX, ROOT_INODE, TRASH_INODE, TRASH_NAME
 from gfscore.metadata.inodes import FileType, InodeRecord, load_directory, load_raw, raw_parent, raw_type
 from gfscore.metadata.keys import after_prefix, entry_key, pack8, unpack8
-from gfscore.metadata.tables import ENTRIES, Tables
+from gfscore.metadata.tables import ENTRIES, INODES, Tables
 
 
 def check_name(name: bytes) -> None:
@@ -17,6 +17,15 @@ def check_name(name: bytes) -> None:
         raise GfsError(Code.NAME_TOO_LONG, f"a name of {len(name)} bytes is longer than {NAME_BYTES_MAX}")
     if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
         raise GfsError(Code.INVALID, f"{name!r} cannot be the name of a file")
+
+
+def check_new_name(parent: int, name: bytes) -> None:
+    """Refuse what cannot become an entry of the directory `parent`. Raises INVALID, NAME_TOO_LONG, NOT_PERMITTED."""
+    check_name(name)
+    if parent == TRASH_INODE:
+        raise GfsError(Code.NOT_PERMITTED, "nothing can be made in the trash: files get there by being removed")
+    if parent == ROOT_INODE and name == TRASH_NAME:
+        raise GfsError(Code.NOT_PERMITTED, f"/{TRASH_NAME.decode()} is the trash: choose another name")
 
 
 def find(t: Tables, parent: int, name: bytes) -> int | None:
@@ -29,8 +38,15 @@ def not_found(name: bytes) -> GfsError:
     return GfsError(Code.NOT_FOUND, f"{name!r} does not exist")
 
 
+def cannot_remove(parent: int, name: bytes) -> GfsError:
+    """The error for a name that no entry has: NOT_FOUND, but for the trash, which is there without one."""
+    if parent == ROOT_INODE and name == TRASH_NAME:
+        return GfsError(Code.NOT_PERMITTED, "the trash itself can be neither removed nor renamed: gfs trash empty")
+    return not_found(name)
+
+
 def lookup(t: Tables, parent: int, name: bytes) -> int:
-    """The inode of `name` in `parent`; `.` and `..` are understood.
+    """The inode of `name` in `parent`; `.` and `..` are understood, and the trash is found, which no entry names.
 
     Raises NOT_FOUND, NOT_DIRECTORY, STALE_INODE (the parent is gone), INVALID, NAME_TOO_LONG.
     """
@@ -42,6 +58,8 @@ def lookup(t: Tables, parent: int, name: bytes) -> int:
         return parent
     if name == b"..":
         return record.parent
+    if parent == ROOT_INODE and name == TRASH_NAME and t.get(INODES, pack8(TRASH_INODE)) is not None:
+        return TRASH_INODE
     check_name(name)
     raise not_found(name)
 

@@ -11,15 +11,18 @@ from dataclasses import dataclass
 
 from gfscore.errors import Code, GfsError
 from gfscore.metadata.chunks import file_handles, load_chunk, store_chunk
-from gfscore.metadata.inodes import HAS_POLICY, FileType, load, store
+from gfscore.metadata.inodes import HAS_POLICY, FileType, InodeRecord, load, store
 from gfscore.metadata.keys import pack8, pack_varints, unpack_varints
 from gfscore.metadata.tables import POLICIES, Tables
 from gfscore.metadata.transaction import Transaction
 
 NAMES = ("replication", "trash_seconds", "append_pad", "append_sync")  # the position is the bit in a record
 REPLICATION_MAX = 16
-_SECONDS_MAX = (1 << 40) - 1
+TRASH_SECONDS_MAX = (1 << 40) - 1
+TRASH_SECONDS_DEFAULT = 86400  # a day
 _FORMAT = 1
+_TRASH = 1 << NAMES.index("trash_seconds")
+_TRASH_INHERITED = 1 << len(NAMES)  # beside the bits of names: a file has its trash_seconds from its directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class Policy:
     """All settings of one file or directory; an instance made without arguments has the built-in defaults."""
 
     replication: int = 3  # replicas wanted of each chunk
-    trash_seconds: int = 0  # how long a deleted file can be restored
+    trash_seconds: int = TRASH_SECONDS_DEFAULT  # how long a deleted file can be restored; 0: not at all
     append_pad: int = 0  # the byte that fills the end of a chunk when a record does not fit
     append_sync: bool = False  # appends reach the disks of all replicas before they are acknowledged
 
@@ -61,7 +64,7 @@ def parse(name: str, text: str) -> int:
     if name == "replication":
         return _number(name, text, 1, REPLICATION_MAX)
     if name == "trash_seconds":
-        return _number(name, text, 0, _SECONDS_MAX)
+        return _number(name, text, 0, TRASH_SECONDS_MAX)
     if name == "append_pad":
         return _pad(text)
     if name == "append_sync":
@@ -97,6 +100,29 @@ def _with(policy: Policy, settings: Mapping[str, int]) -> Policy:
     )
 
 
+def inherited(raw: bytes) -> bytes:
+    """The packed policy of a directory as a file created in it gets it.
+
+    Its trash_seconds are marked: what the directory says at the time of the deletion wins over what it said then.
+    """
+    if raw[1] & _TRASH:
+        return raw[:1] + bytes((raw[1] | _TRASH_INHERITED,)) + raw[2:]
+    return raw
+
+
+def trash_seconds(t: Tables, file: InodeRecord, directory: InodeRecord, default: int) -> int:
+    """How long `file` stays in the trash when it loses its name in `directory` [0076]; 0: not at all.
+
+    Its own setting wins, then that of the directory, then `default`.
+    """
+    for record in (file, directory):
+        if record.flags & HAS_POLICY:
+            raw = t.get(POLICIES, pack8(record.inode))
+            if raw is not None and raw[1] & _TRASH and not raw[1] & _TRASH_INHERITED:
+                return _settings(t, record.inode)["trash_seconds"]
+    return default
+
+
 def _settings(t: Tables, inode: int) -> dict[str, int]:
     raw = t.get(POLICIES, pack8(inode))
     if raw is None:
@@ -125,6 +151,9 @@ def set_policy(tx: Transaction, inode: int, values: Mapping[str, str], *, now_ns
         return
     settings = _settings(tx, inode) | changes
     present = sum(1 << bit for bit, name in enumerate(NAMES) if name in settings)
+    before = tx.get(POLICIES, pack8(inode))
+    if before is not None and "trash_seconds" not in changes:
+        present |= before[1] & _TRASH_INHERITED
     numbers = [settings[name] for name in NAMES if name in settings]
     tx.put(POLICIES, pack8(inode), bytes((_FORMAT,)) + pack_varints(present, *numbers))
     record.flags |= HAS_POLICY

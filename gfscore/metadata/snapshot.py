@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from gfscore.errors import Code, GfsError
+from gfscore.ids import TRASH_INODE
 from gfscore.metadata.chunks import HOLE, segments, unpack_chunk
 from gfscore.metadata.inodes import (
     HAS_POLICY,
@@ -29,8 +30,8 @@ from gfscore.metadata.inodes import (
     unpack,
 )
 from gfscore.metadata.keys import after_prefix, entry_key, pack8, pack_varints, unpack8
-from gfscore.metadata.lookup import ancestors, check_name, open_directory
-from gfscore.metadata.tables import CHUNKS, ENTRIES, INODES, MAPPING, POLICIES, SYMLINKS, XATTRS, Tables
+from gfscore.metadata.lookup import ancestors, check_new_name, open_directory
+from gfscore.metadata.tables import CHUNKS, ENTRIES, INODES, MAPPING, PLACES, POLICIES, SYMLINKS, XATTRS, Tables
 from gfscore.metadata.transaction import DIRECTORIES, FILES, Transaction
 
 _FILE, _DIRECTORY, _SYMLINK = int(FileType.FILE), int(FileType.DIRECTORY), int(FileType.SYMLINK)
@@ -153,6 +154,7 @@ class _Copier:
                     self._directories += 1
                     todo.append((unpack8(child), number))
                     puts[INODES, new_child] = raw_with_parent(raw, new_directory)
+                    puts[PLACES, new_child] = prefix + key[8:]
                     self.copy(child, new_child, raw)
                 elif raw[1] & NLINK_PRESENT:
                     new_child = self._link(child, new_child, raw)
@@ -198,9 +200,11 @@ def snapshot(tx: Transaction, *, source: int, new_parent: int, new_name: bytes, 
 
     Attributes, xattrs, symlinks, policies and hard links inside the tree are as in the source. Raises EXISTS, INVALID
     (a directory into itself), NOT_FOUND (the source has no name any more, or the directory was removed),
-    NOT_DIRECTORY, STALE_INODE, NAME_TOO_LONG.
+    NOT_DIRECTORY, STALE_INODE, NAME_TOO_LONG, NOT_PERMITTED (from or into the trash).
     """
-    check_name(new_name)
+    check_new_name(new_parent, new_name)
+    if source == TRASH_INODE:
+        raise GfsError(Code.NOT_PERMITTED, "the trash cannot be copied: restore what is in it")
     directory = open_directory(tx, new_parent)
     key = entry_key(new_parent, new_name)
     if tx.get(ENTRIES, key) is not None:
@@ -216,6 +220,7 @@ def snapshot(tx: Transaction, *, source: int, new_parent: int, new_name: bytes, 
     copier.copy(pack8(source), pack8(top.inode), raw)
     if record.type is FileType.DIRECTORY:
         top.parent = new_parent
+        tx.put(PLACES, pack8(top.inode), key)
         directory.nlink += 1
         copier.tree(source, top.inode)
     else:

@@ -25,7 +25,13 @@ POLICIES = "policies"
 ORPHANS = "orphans"
 REQUESTS = "requests"
 COUNTERS = "counters"
-TABLES = (ENTRIES, INODES, MAPPING, CHUNKS, XATTRS, SYMLINKS, POLICIES, ORPHANS, REQUESTS, COUNTERS)
+PLACES = "places"
+TRASH = "trash"
+TRASH_EXPIRY = "trash_expiry"
+TABLES = (
+    ENTRIES, INODES, MAPPING, CHUNKS, XATTRS, SYMLINKS, POLICIES, ORPHANS, REQUESTS, COUNTERS,
+    PLACES, TRASH, TRASH_EXPIRY,
+)  # fmt: skip
 
 _SORT_SLICE = 4096  # keys sorted in one go by a background thread, so that it never holds the interpreter for long
 _DISCARD_SLICE = 500  # keys let go of in one go

@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
-from gfscore.ids import ROOT_INODE
+from gfscore.ids import ROOT_INODE, TRASH_INODE
 from gfscore.metadata.inodes import FileType, InodeRecord, store
 from gfscore.metadata.keys import pack8, unpack8
 from gfscore.metadata.tables import COUNTERS, Batch, Tables, merge_ranges
 
 CLOCK = b"clock"
-FILES = b"files"  # inodes that are not directories, those without a name included
-DIRECTORIES = b"directories"
+FILES = b"files"  # inodes that are not directories, those without a name and those in the trash included
+DIRECTORIES = b"directories"  # without the trash
 CHUNK_COUNT = b"chunks"
+TRASH_COUNTS = (COUNTERS, b"trash")  # where two numbers are: files in the trash, their bytes
 CLUSTER_ID = b"cluster_id"  # not a number: the cluster's name, UTF-8
 
 _ZERO = pack8(0)
@@ -92,6 +93,12 @@ def counter(t: Tables, name: bytes) -> int:
     return unpack8(t.get(COUNTERS, name) or _ZERO)
 
 
+def trash_counts(t: Tables) -> tuple[int, int]:
+    """(files, bytes) in the trash."""
+    raw = t.get(*TRASH_COUNTS) or _ZERO + _ZERO
+    return unpack8(raw[:8]), unpack8(raw[8:])
+
+
 def cluster_id(t: Tables) -> str:
     """The cluster's name; empty on a state that was never bootstrapped."""
     return (t.get(COUNTERS, CLUSTER_ID) or b"").decode()
@@ -106,3 +113,11 @@ def bootstrap(tx: Transaction, now_ns: int, cluster_id: str) -> None:
     root = InodeRecord(ROOT_INODE, FileType.DIRECTORY, 0o755, 0, 0, 2, 0, now_ns, now_ns, now_ns)
     root.parent = ROOT_INODE
     store(tx, root)
+    make_trash(tx, now_ns)
+
+
+def make_trash(tx: Transaction, now_ns: int) -> None:
+    """The directory of deleted files [0075]. No entry names it; private names are in it, so only root may look."""
+    trash = InodeRecord(TRASH_INODE, FileType.DIRECTORY, 0o700, 0, 0, 2, 0, now_ns, now_ns, now_ns)
+    trash.parent = ROOT_INODE
+    store(tx, trash)

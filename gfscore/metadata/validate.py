@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
-from gfscore.ids import NAME_BYTES_MAX, ROOT_INODE
+from gfscore.ids import NAME_BYTES_MAX, ROOT_INODE, TRASH_INODE
 from gfscore.metadata.chunks import HOLE, SEGMENT_CHUNKS, ChunkRecord, unpack_chunk, unpack_segment
 from gfscore.metadata.inodes import HAS_POLICY, HAS_SEGMENTS, HAS_XATTRS, FileType, InodeRecord, unpack
-from gfscore.metadata.keys import unpack8
+from gfscore.metadata.keys import after_prefix, pack8, unpack8
 from gfscore.metadata.tables import (
     CHUNKS,
     COUNTERS,
@@ -15,13 +15,17 @@ from gfscore.metadata.tables import (
     INODES,
     MAPPING,
     ORPHANS,
+    PLACES,
     POLICIES,
     REQUESTS,
     SYMLINKS,
+    TRASH,
+    TRASH_EXPIRY,
     XATTRS,
     Tables,
 )
-from gfscore.metadata.transaction import CHUNK_COUNT, CLOCK, DIRECTORIES, FILES
+from gfscore.metadata.transaction import CHUNK_COUNT, CLOCK, DIRECTORIES, FILES, trash_counts
+from gfscore.metadata.trash import entry_name, unpack_info
 
 _Inodes = dict[int, InodeRecord]
 
@@ -31,20 +35,57 @@ def validate(tables: Tables) -> None:
     inodes = {unpack8(key): unpack(unpack8(key), value) for key, value in tables.range(INODES, b"", None)}
     clock = unpack8(tables.get(COUNTERS, CLOCK) or b"")
     for inode in inodes:
-        assert 0 < inode <= clock, f"inode {inode} is ahead of the clock, {clock}"
-    _check_names(tables, inodes)
+        assert 0 < inode <= clock or inode == TRASH_INODE, f"inode {inode} is ahead of the clock, {clock}"
+    _check_names(tables, inodes, _check_trash(tables, inodes))
     _check_belongings(tables, inodes)
     chunks = _check_chunks(tables, inodes, clock)
     directories = sum(record.type is FileType.DIRECTORY for record in inodes.values())
-    for name, expected in ((FILES, len(inodes) - directories), (DIRECTORIES, directories), (CHUNK_COUNT, chunks)):
+    shown = directories - (TRASH_INODE in inodes)
+    for name, expected in ((FILES, len(inodes) - directories), (DIRECTORIES, shown), (CHUNK_COUNT, chunks)):
         counted = unpack8(tables.get(COUNTERS, name) or b"")
         assert counted == expected, f"counter {name.decode()} is {counted}, there are {expected}"
     for key, value in tables.range(REQUESTS, b"", None):
         assert len(key) in (8, 16) and len(value) % 8 == 0, f"request {key.hex()} is malformed"
 
 
-def _check_names(tables: Tables, inodes: _Inodes) -> None:
+def _check_trash(tables: Tables, inodes: _Inodes) -> set[int]:
+    """Entries, what is kept of each file, the index by expiry and the counters agree; the inodes in the trash."""
+    kept = {unpack8(key): unpack_info(value) for key, value in tables.range(TRASH, b"", None)}
+    rows = tables.range(ENTRIES, pack8(TRASH_INODE), after_prefix(TRASH_INODE))
+    entries = {key[8:]: unpack8(value) for key, value in rows}
+    for inode, info in kept.items():
+        name = entry_name(info.deleted_ns, inode, info.name)
+        assert entries.get(name) == inode, f"inode {inode} in the trash has no entry {name!r}"
+        assert info.deleted_ns <= info.expires_ns, f"inode {inode} in the trash expires before it was deleted"
+        assert inode in inodes, f"inode {inode} in the trash does not exist"
+        record = inodes[inode]
+        assert record.nlink == 0, f"inode {inode} in the trash has {record.nlink} links"
+        assert record.size == info.size, f"inode {inode} in the trash has {record.size} bytes, {info.size} are counted"
+        assert record.type in (FileType.FILE, FileType.SYMLINK), f"inode {inode} in the trash is a {record.type.name}"
+    assert len(entries) == len(kept), f"the trash has {len(entries)} entries, {len(kept)} inodes"
+    expiries = {(unpack8(key[:8]), unpack8(key[8:])) for key, _ in tables.range(TRASH_EXPIRY, b"", None)}
+    assert expiries == {(info.expires_ns, inode) for inode, info in kept.items()}, "the index by expiry is wrong"
+    counted, expected = trash_counts(tables), (len(kept), sum(info.size for info in kept.values()))
+    assert counted == expected, f"the trash is counted as {counted}, is {expected}"
+    if TRASH_INODE in inodes:
+        trash = inodes[TRASH_INODE]
+        assert trash.type is FileType.DIRECTORY and trash.nlink == 2 and trash.parent == ROOT_INODE, f"{trash}"
+    else:
+        assert not kept, "there is no trash for what is in it"
+    return set(kept)
+
+
+def _check_places(tables: Tables, inodes: _Inodes) -> None:
+    """Whatever place is noted is the entry that names the directory. Clusters of before there were any lack some."""
+    for key, place in tables.range(PLACES, b"", None):
+        inode = unpack8(key)
+        assert inode in inodes and inodes[inode].type is FileType.DIRECTORY, f"place of inode {inode}: no directory"
+        assert tables.get(ENTRIES, place) == key, f"directory {inode} is not where it is noted, {place[8:]!r}"
+
+
+def _check_names(tables: Tables, inodes: _Inodes, trash: set[int]) -> None:
     """Entries, link counts, parents, orphans; everything with a name can be reached from the root."""
+    _check_places(tables, inodes)
     names: Counter[int] = Counter()
     subdirectories: Counter[int] = Counter()
     for key, value in tables.range(ENTRIES, b"", None):
@@ -54,6 +95,9 @@ def _check_names(tables: Tables, inodes: _Inodes) -> None:
         assert 0 < len(name) <= NAME_BYTES_MAX and name not in (b".", b".."), f"{where}: no valid name"
         assert b"/" not in name and b"\0" not in name, f"{where}: no valid name"
         assert child in inodes, f"{where} names inode {child}, which does not exist"
+        if parent == TRASH_INODE:
+            assert child in trash, f"{where}: nothing is kept of inode {child}"
+            continue
         names[child] += 1
         if inodes[child].type is FileType.DIRECTORY:
             subdirectories[parent] += 1
@@ -62,7 +106,9 @@ def _check_names(tables: Tables, inodes: _Inodes) -> None:
     assert orphans <= inodes.keys(), f"orphans {sorted(orphans - inodes.keys())} do not exist"
     assert ROOT_INODE in inodes and inodes[ROOT_INODE].type is FileType.DIRECTORY, "there is no root directory"
     for inode, record in inodes.items():
-        if inode in orphans:
+        if inode == TRASH_INODE or inode in trash:
+            assert not names[inode] and inode not in orphans, f"inode {inode}, or the trash, has a name or is an orphan"
+        elif inode in orphans:
             assert record.nlink == 0 and not names[inode], f"orphan {inode} has a name or links"
             assert not subdirectories[inode], f"orphan {inode} has entries"
         elif record.type is FileType.DIRECTORY:

@@ -1627,6 +1627,8 @@ class StatusReply(_message.Message):
     LOG_SEQUENCE_NUMBER_FIELD_NUMBER: _builtins.int
     RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
+    TRASH_FILES_FIELD_NUMBER: _builtins.int
+    TRASH_BYTES_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
     files: _builtins.int
     directories: _builtins.int
@@ -1639,6 +1641,9 @@ class StatusReply(_message.Message):
     uptime_seconds: _builtins.float
     log_sequence_number: _builtins.int
     resident_bytes: _builtins.int
+    trash_files: _builtins.int
+    """deleted and not reclaimed yet; `files` does not count them"""
+    trash_bytes: _builtins.int
     @_builtins.property
     def address(self) -> Global___Address: ...
     @_builtins.property
@@ -1665,14 +1670,214 @@ class StatusReply(_message.Message):
         log_sequence_number: _builtins.int = ...,
         resident_bytes: _builtins.int = ...,
         calls: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        trash_files: _builtins.int = ...,
+        trash_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "calls", b"calls", "chunks", b"chunks", "chunkservers", b"chunkservers", "clients", b"clients", "cluster_id", b"cluster_id", "directories", b"directories", "files", b"files", "healthy", b"healthy", "log_sequence_number", b"log_sequence_number", "lost", b"lost", "over_replicated", b"over_replicated", "resident_bytes", b"resident_bytes", "under_replicated", b"under_replicated", "uptime_seconds", b"uptime_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "calls", b"calls", "chunks", b"chunks", "chunkservers", b"chunkservers", "clients", b"clients", "cluster_id", b"cluster_id", "directories", b"directories", "files", b"files", "healthy", b"healthy", "log_sequence_number", b"log_sequence_number", "lost", b"lost", "over_replicated", b"over_replicated", "resident_bytes", b"resident_bytes", "trash_bytes", b"trash_bytes", "trash_files", b"trash_files", "under_replicated", b"under_replicated", "uptime_seconds", b"uptime_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusReply: _TypeAlias = StatusReply  # noqa: Y015
+
+@_typing.final
+class TrashListRequest(_message.Message):
+    """---------------------------------------------------------------- Master: the trash"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: _builtins.int
+    BELOW_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    after: _builtins.bytes
+    """`next` of the page before, empty for the first"""
+    below: _builtins.bytes
+    """only files that were at or below this path, without a slash at its end; empty: all"""
+    limit: _builtins.int
+    """entries at most (the master caps it)"""
+    def __init__(
+        self,
+        *,
+        after: _builtins.bytes = ...,
+        below: _builtins.bytes = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "below", b"below", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrashListRequest: _TypeAlias = TrashListRequest  # noqa: Y015
+
+@_typing.final
+class TrashListReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Entry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NAME_FIELD_NUMBER: _builtins.int
+        PATH_FIELD_NUMBER: _builtins.int
+        ATTR_FIELD_NUMBER: _builtins.int
+        DELETED_NS_FIELD_NUMBER: _builtins.int
+        EXPIRES_NS_FIELD_NUMBER: _builtins.int
+        name: _builtins.bytes
+        """in the trash directory"""
+        path: _builtins.bytes
+        """where it was; without a leading slash: the last name alone, of a path too long to keep"""
+        deleted_ns: _builtins.int
+        expires_ns: _builtins.int
+        @_builtins.property
+        def attr(self) -> Global___Attr: ...
+        def __init__(
+            self,
+            *,
+            name: _builtins.bytes = ...,
+            path: _builtins.bytes = ...,
+            attr: Global___Attr | None = ...,
+            deleted_ns: _builtins.int = ...,
+            expires_ns: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["attr", b"attr"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["attr", b"attr", "deleted_ns", b"deleted_ns", "expires_ns", b"expires_ns", "name", b"name", "path", b"path"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    NEXT_FIELD_NUMBER: _builtins.int
+    next: _builtins.bytes
+    """empty: there are no more. A page may be empty and not the last"""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrashListReply.Entry]: ...
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[Global___TrashListReply.Entry] | None = ...,
+        next: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next", b"next"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrashListReply: _TypeAlias = TrashListReply  # noqa: Y015
+
+@_typing.final
+class TrashRestoreRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    name: _builtins.bytes
+    """in the trash directory"""
+    path: _builtins.bytes
+    """absolute; empty: where it was"""
+    @_builtins.property
+    def id(self) -> Global___RequestId: ...
+    @_builtins.property
+    def caller(self) -> Global___Caller:
+        """owns the directories that have to be made"""
+
+    def __init__(
+        self,
+        *,
+        id: Global___RequestId | None = ...,
+        caller: Global___Caller | None = ...,
+        name: _builtins.bytes = ...,
+        path: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "id", b"id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "id", b"id", "name", b"name", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrashRestoreRequest: _TypeAlias = TrashRestoreRequest  # noqa: Y015
+
+@_typing.final
+class TrashRestoreReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def attr(self) -> Global___Attr: ...
+    def __init__(
+        self,
+        *,
+        attr: Global___Attr | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attr", b"attr"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attr", b"attr"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrashRestoreReply: _TypeAlias = TrashRestoreReply  # noqa: Y015
+
+@_typing.final
+class TrashEmptyRequest(_message.Message):
+    """Reclaims at once, a slice per call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    BELOW_FIELD_NUMBER: _builtins.int
+    OLDER_THAN_SECONDS_FIELD_NUMBER: _builtins.int
+    after: _builtins.bytes
+    """`next` of the call before"""
+    below: _builtins.bytes
+    """as TrashListRequest.below"""
+    older_than_seconds: _builtins.int
+    """only what was deleted so long ago"""
+    @_builtins.property
+    def id(self) -> Global___RequestId: ...
+    def __init__(
+        self,
+        *,
+        id: Global___RequestId | None = ...,
+        after: _builtins.bytes = ...,
+        below: _builtins.bytes = ...,
+        older_than_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "below", b"below", "id", b"id", "older_than_seconds", b"older_than_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrashEmptyRequest: _TypeAlias = TrashEmptyRequest  # noqa: Y015
+
+@_typing.final
+class TrashEmptyReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    NEXT_FIELD_NUMBER: _builtins.int
+    files: _builtins.int
+    """reclaimed by this call"""
+    next: _builtins.bytes
+    """empty: done"""
+    def __init__(
+        self,
+        *,
+        files: _builtins.int = ...,
+        next: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "next", b"next"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrashEmptyReply: _TypeAlias = TrashEmptyReply  # noqa: Y015
 
 @_typing.final
 class InvalidateRequest(_message.Message):

@@ -26,6 +26,9 @@ TABLE_NAMES = (
     "orphans",
     "requests",
     "counters",
+    "places",
+    "trash",
+    "trash_expiry",
 )
 
 _FORMAT = 1

@@ -6,6 +6,7 @@ Read-only. One read transaction for the whole life of the object; the file never
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 import lmdb
@@ -15,6 +16,7 @@ from gfscore.storage.batch_codec import TABLE_NAMES
 
 ABOUT = b"about"  # the table with what a checkpoint says about itself
 FORMAT = b"1"
+_FIRST_TABLES = TABLE_NAMES[:10]  # every checkpoint has these; one written by an older version lacks later ones
 
 
 class CheckpointDamaged(GfsError):
@@ -64,7 +66,10 @@ class LmdbTables:
                     f"checkpoint {path} has format {said[b'format'].decode()}, this version of the program reads "
                     f"{FORMAT.decode()}: start the version that wrote it, or use another directory",
                 )
-            self._dbs = {name: self._env.open_db(name.encode(), txn=self._txn, create=False) for name in TABLE_NAMES}
+            self._dbs = {name: self._env.open_db(name.encode(), txn=self._txn, create=False) for name in _FIRST_TABLES}
+            for name in TABLE_NAMES[len(_FIRST_TABLES) :]:
+                with suppress(lmdb.NotFoundError):
+                    self._dbs[name] = self._env.open_db(name.encode(), txn=self._txn, create=False)
             self.lsn = int(said[b"lsn"])
             self.cluster_id = said[b"cluster_id"].decode()
             self.entries = sum(self._txn.stat(db)["entries"] for db in self._dbs.values())
@@ -76,12 +81,18 @@ class LmdbTables:
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """The value, None where there is none."""
-        value: bytes | None = self._get(key, None, self._dbs[table])
+        db = self._dbs.get(table)
+        if db is None:
+            return None
+        value: bytes | None = self._get(key, None, db)
         return value
 
     def range(self, table: str, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         """(key, value) in key order from `start` up to, not including, `stop` (None: the end)."""
-        with self._txn.cursor(self._dbs[table]) as cursor:
+        db = self._dbs.get(table)
+        if db is None:
+            return
+        with self._txn.cursor(db) as cursor:
             if not (cursor.set_range(start) if start else cursor.first()):
                 return
             for item in cursor.iternext():

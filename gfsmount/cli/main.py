@@ -44,6 +44,7 @@ COMMANDS = {
     "mkdir": ("mkdir", "Make directories."),
     "append": ("append", "Append records atomically; prints their offsets."),
     "snapshot": ("snapshot", "Copy a file or a tree at once, sharing its chunks."),
+    "trash": ("trash", "List, restore or reclaim deleted files."),
     "set": ("set", "Set policies of a file or directory."),
     "get-policy": ("get_policy", "Show the policies of a file or directory."),
 }

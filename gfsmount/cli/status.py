@@ -40,7 +40,8 @@ def _show(state: dict[str, Any]) -> None:
     master, chunks = state["master"], state["chunks"]
     click.echo(
         f"master {master['address']}: {master['files']} files, {master['directories']} directories, "
-        f"{master['chunks']} chunks"
+        f"{master['chunks']} chunks; {master['trash_files']} deleted files "
+        f"({human_size(master['trash_bytes'])}) in the trash"
     )
     counts = ", ".join(f"{chunks[key]} {key.replace('_', ' ')}" for key in chunks if key != "total")
     click.echo(f"chunks: {chunks['total']} in all, {counts}")

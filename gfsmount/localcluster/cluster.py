@@ -162,6 +162,7 @@ class LocalCluster:
                 "chunk_size": spec.chunk_size,
                 "lease_seconds": spec.lease_seconds,
                 "replication": spec.replication,
+                "trash_seconds": spec.trash_seconds,
             },
         )
         return processes.Starting(self.layout, "master", ["master", "--config", str(self.layout.config_file("master"))])

@@ -11,11 +11,19 @@ from dataclasses import dataclass
 
 from gfscore.errors import Code, GfsError
 from gfscore.ids import CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN
-from gfsmount.localcluster.layout import HOST, LAYOUT_VERSION, ClusterSpec, MountSpec, ServerSpec
+from gfsmount.localcluster.layout import (
+    HOST,
+    LAYOUT_VERSION,
+    TRASH_SECONDS_DEFAULT,
+    ClusterSpec,
+    MountSpec,
+    ServerSpec,
+)
 from gfsmount.localcluster.ports import free_ports
 
 _CHUNKSERVERS_MAX = 64
 _REPLICATION_MAX = 16
+_TRASH_SECONDS_MAX = (1 << 40) - 1
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,7 @@ class UpOptions:
     chunk_size: int | None = None
     lease_seconds: float | None = None
     racks: int | None = None
+    trash_seconds: int | None = None
 
 
 def describe(known: ClusterSpec | None, options: UpOptions) -> ClusterSpec:
@@ -43,6 +52,7 @@ def describe(known: ClusterSpec | None, options: UpOptions) -> ClusterSpec:
             racks=options.racks or 1,
             master_port=next(ports),
             stream_port=next(ports),
+            trash_seconds=TRASH_SECONDS_DEFAULT if options.trash_seconds is None else options.trash_seconds,
         )
     else:
         spec = known
@@ -62,6 +72,7 @@ def _check_ranges(options: UpOptions) -> None:
         (options.replication, "--replication", 1, _REPLICATION_MAX),
         (options.racks, "--racks", 1, _CHUNKSERVERS_MAX),
         (options.lease_seconds, "--lease-seconds", 1, 3600),
+        (options.trash_seconds, "--trash-seconds", 0, _TRASH_SECONDS_MAX),
     ):
         if value is not None and not least <= value <= most:
             raise GfsError(Code.INVALID, f"{name} must be {least} to {most}")
@@ -73,6 +84,7 @@ def _check_unchanged(spec: ClusterSpec, options: UpOptions) -> None:
         (options.replication, spec.replication, "--replication"),
         (options.lease_seconds, spec.lease_seconds, "--lease-seconds"),
         (options.racks, spec.racks, "--racks"),
+        (options.trash_seconds, spec.trash_seconds, "--trash-seconds"),
     ):
         if asked is not None and asked != there:
             raise GfsError(

@@ -16,6 +16,7 @@ from gfscore.errors import Code, GfsError
 
 LAYOUT_VERSION = 1
 HOST = "127.0.0.1"
+TRASH_SECONDS_DEFAULT = 86400  # a day
 
 
 class ServerSpec(msgspec.Struct, forbid_unknown_fields=True):
@@ -42,6 +43,7 @@ class ClusterSpec(msgspec.Struct, forbid_unknown_fields=True):
     racks: int
     master_port: int
     stream_port: int
+    trash_seconds: int = TRASH_SECONDS_DEFAULT
     chunkservers: list[ServerSpec] = []
     mounts: list[MountSpec] = []
 

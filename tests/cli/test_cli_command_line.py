@@ -40,6 +40,7 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
         (["up", "--chunkservers", "0"], "--chunkservers"),
         (["ls", "/etc"], "/etc is not on a gfs mount"),
         (["mv", "gfs://a:1/x", "gfs://b:2/y"], "different clusters"),
+        (["trash", "restore", "gfs://a:1/x", "--to", "gfs://b:2/y"], "different clusters"),
         (["status", "--master", "nonsense"], "nonsense"),
         (["mount", "nonsense", "/mnt"], "nonsense"),
         (["set", "gfs://a:1/x", "replication"], "NAME=VALUE"),

@@ -26,12 +26,13 @@ CHUNK_BYTES = 1024 * 1024
 class MemoryCluster:
     """Nodes by name: `master`, `cs1`, `cs2`… A killed node keeps its disk and comes back with it."""
 
-    def __init__(self, nursery: trio.Nursery, chunkservers: int, replication: int) -> None:
+    def __init__(self, nursery: trio.Nursery, chunkservers: int, replication: int, trash_seconds: int) -> None:
         self.network = MemoryNetwork()
         self.disks: dict[str, MemoryDisk] = {}
         self._nursery = nursery
         self._scopes: dict[str, trio.CancelScope] = {}
         self._replication = replication
+        self._trash_seconds = trash_seconds
         self.names = [f"cs{number + 1}" for number in range(chunkservers)]
 
     async def start(self, name: str) -> None:
@@ -39,7 +40,8 @@ class MemoryCluster:
         env = memory_env(self.network.transport(name), disk=disk, seed=hash(name) & 0xFFFF)
         if name == "master":
             config: Any = MasterConfig(
-                host="master", port=MASTER_PORT, chunk_size=CHUNK_BYTES, replication=self._replication
+                host="master", port=MASTER_PORT, chunk_size=CHUNK_BYTES, replication=self._replication,
+                trash_seconds=self._trash_seconds,
             )
             role: Any = run_master
         else:
@@ -71,9 +73,11 @@ class MemoryCluster:
 
 
 @asynccontextmanager
-async def memory_cluster(chunkservers: int = 3, replication: int = 3) -> AsyncIterator[MemoryCluster]:
+async def memory_cluster(
+    chunkservers: int = 3, replication: int = 3, trash_seconds: int = 86400
+) -> AsyncIterator[MemoryCluster]:
     async with trio.open_nursery() as nursery:
-        cluster = MemoryCluster(nursery, chunkservers, replication)
+        cluster = MemoryCluster(nursery, chunkservers, replication, trash_seconds)
         await cluster.start("master")
         for name in cluster.names:
             await cluster.start(name)

@@ -183,7 +183,7 @@ async def test_snapshot_shares_until_written(autojump_clock: trio.testing.MockCl
 
 
 async def test_truncation_holes_and_unlinked_but_open(autojump_clock: trio.testing.MockClock) -> None:
-    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+    async with memory_cluster(trash_seconds=0) as cluster, cluster.client("one") as one, cluster.client("two") as two:
         _, file = await one.create_file(ROOT_INODE, b"file", 0o644, 1, 1)
         await file.write(0, b"0123456789")
         await one.setattr(file.inode, AttrChanges(size=5))

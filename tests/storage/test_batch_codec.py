@@ -41,7 +41,7 @@ def test_a_cut_batch_is_refused_or_ends_between_two_changes(batch: Batch, data: 
         assert found == batch[: len(found)]
 
 
-@pytest.mark.parametrize("data", [b"", b"\x02", b"\x01\x0a\x00\x00\x00\x00\x00\x00", b"\x01\xff\x00\x00"])
+@pytest.mark.parametrize("data", [b"", b"\x02", b"\x01\x7f\x00\x00\x00\x00\x00\x00", b"\x01\xff\x00\x00"])
 def test_what_is_no_batch_is_refused(data: bytes) -> None:
     with pytest.raises(GfsError) as refused:
         decode_batch(data)

@@ -16,7 +16,7 @@ from gfscore.metadata.keys import unpack8
 from gfscore.metadata.placement import reserve_of
 from gfscore.metadata.policies import Policy, effective
 from gfscore.metadata.tables import CHUNKS
-from gfscore.metadata.transaction import CHUNK_COUNT, DIRECTORIES, FILES, counter
+from gfscore.metadata.transaction import CHUNK_COUNT, DIRECTORIES, FILES, counter, trash_counts
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.rpc.transport import CallContext
 from gfscore.server.master.calls import Calls
@@ -62,7 +62,7 @@ class Admin:
         return pb.StatfsReply(
             total_bytes=sum(server.total_bytes for server in live) // copies,
             free_bytes=sum(max(0, s.free_bytes - reserve_of(s.total_bytes)) for s in live) // copies,
-            files=counter(tables, FILES),
+            files=counter(tables, FILES) - trash_counts(tables)[0],
             directories=counter(tables, DIRECTORIES),
         )
 
@@ -72,11 +72,12 @@ class Admin:
         """Handler of `Status`."""
         healthy, under, over, lost = await self._chunk_health()
         tables = self._state.tables
+        trash_files, trash_bytes = trash_counts(tables)
         now = self._env.clock.boottime()
         reply = pb.StatusReply(
             address=self.address,
             cluster_id=self._state.cluster_id,
-            files=counter(tables, FILES),
+            files=counter(tables, FILES) - trash_files,
             directories=counter(tables, DIRECTORIES),
             chunks=counter(tables, CHUNK_COUNT),
             healthy=healthy,
@@ -88,6 +89,8 @@ class Admin:
             log_sequence_number=self._state.applied,
             resident_bytes=_resident_bytes(),
             calls=self._calls.counts,
+            trash_files=trash_files,
+            trash_bytes=trash_bytes,
         )
         for server in sorted(self._servers.by_id.values(), key=lambda server: server.id):
             reply.chunkservers.add(

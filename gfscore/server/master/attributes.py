@@ -26,6 +26,7 @@ from gfscore.server.master.locking import LEASES, Keys, Locks
 from gfscore.server.master.servers import Servers
 from gfscore.server.master.sessions import Item, Session, Sessions, Told
 from gfscore.server.master.state import MasterState
+from gfscore.server.master.trash import refuse_in_trash
 
 
 class Attributes:
@@ -57,7 +58,7 @@ class Attributes:
         def operation() -> tuple[Any, Told]:
             if self._calls.outcome(request.id) is None:
                 tx = self._state.begin()
-                self._set_plain(tx, request)
+                self._set_plain(tx, request, session)
                 self._calls.commit(tx, request.id, request.inode)
             record = load(self._state.tables, request.inode)
             self._data.watch(session, record)
@@ -70,12 +71,12 @@ class Attributes:
     def _keys(inode: int) -> Keys:
         return [], [inode_key(inode)]
 
-    def _set_plain(self, tx: Transaction, request: pb.SetAttrRequest) -> None:
+    def _set_plain(self, tx: Transaction, request: pb.SetAttrRequest, session: Session | None) -> None:
         """Everything but the size."""
         now_ns = self._env.clock.wall_ns()
         atime_ns = request.atime_ns if request.HasField("atime_ns") else None
         mtime_ns = request.mtime_ns if request.HasField("mtime_ns") else None
-        set_attributes(
+        record = set_attributes(
             tx,
             request.inode,
             now_ns=now_ns,
@@ -86,6 +87,7 @@ class Attributes:
             mtime_ns=now_ns if request.mtime_now else mtime_ns,
             ctime_ns=request.ctime_ns if request.HasField("ctime_ns") else None,
         )
+        refuse_in_trash(tx, record, session)
 
     async def _set_size(self, request: pb.SetAttrRequest, session: Session | None) -> pb.AttrReply:
         inode = request.inode
@@ -101,6 +103,7 @@ class Attributes:
     async def _cut(self, request: pb.SetAttrRequest, session: Session | None) -> None:
         inode, size = request.inode, request.size
         record = load_file(self._state.tables, inode)
+        refuse_in_trash(self._state.tables, record, session)
         alone = session is not None and self._leases.is_sole_writer(inode, session.client_id)
         if record.length_pending and not (size == 0 and alone and not self._lengths.old_leases_possible):
             await self._lengths.settle([inode])
@@ -118,7 +121,7 @@ class Attributes:
         if record.length_pending:  # nobody holds a lease any more: the size is the truth
             commit_length(tx, inode, size, now_ns=record.mtime_ns, release=True)
         if _more_than_size(request):
-            self._set_plain(tx, request)
+            self._set_plain(tx, request, session)
         self._calls.commit(tx, request.id, inode)
         self._servers.freed(done.freed_chunks)
 
@@ -178,6 +181,7 @@ class Attributes:
             if self._calls.outcome(request.id) is not None:
                 return pb.Empty(), {}
             tx = self._state.begin()
+            refuse_in_trash(tx, load(tx, request.inode), session)
             change(tx, self._env.clock.wall_ns())
             self._calls.commit(tx, request.id)
             return pb.Empty(), self._sessions.told([Item(inode=request.inode, attr=True)], session)
@@ -194,6 +198,7 @@ class Attributes:
             told: Told = {}
             if request.values and self._calls.outcome(request.id) is None:
                 tx = self._state.begin()
+                refuse_in_trash(tx, load(tx, request.inode), session)
                 values = dict(request.values)
                 policies.set_policy(tx, request.inode, values, now_ns=self._env.clock.wall_ns())
                 self._calls.commit(tx, request.id)

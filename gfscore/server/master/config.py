@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gfscore.errors import Code, GfsError
 from gfscore.ids import CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN
-from gfscore.metadata.policies import REPLICATION_MAX
+from gfscore.metadata.policies import REPLICATION_MAX, TRASH_SECONDS_DEFAULT, TRASH_SECONDS_MAX
 
 _HEARTBEATS_PER_SESSION = 10
 _HEARTBEAT_SECONDS_MAX = 1.0
@@ -26,6 +26,7 @@ class MasterConfig:
     chunk_size: int = CHUNK_BYTES_DEFAULT  # bytes; fixed when the cluster is created
     lease_seconds: float = 60.0  # sessions of chunkservers and clients, and so all leases, last so long unheard [0080]
     replication: int = 3  # replicas of a chunk where no policy says otherwise
+    trash_seconds: int = TRASH_SECONDS_DEFAULT  # how long deleted files can be restored where no policy says otherwise
     checkpoint_keys: int = 100_000  # a checkpoint after so many changed keys
     log_level: str = "INFO"
 
@@ -38,6 +39,10 @@ class MasterConfig:
             )
         if not 1 <= self.replication <= REPLICATION_MAX:
             raise GfsError(Code.INVALID, f"replication = {self.replication} is not from 1 to {REPLICATION_MAX}")
+        if not 0 <= self.trash_seconds <= TRASH_SECONDS_MAX:
+            raise GfsError(
+                Code.INVALID, f"trash_seconds = {self.trash_seconds} is not from 0 (no trash) to {TRASH_SECONDS_MAX}"
+            )
         if not 1 <= self.lease_seconds <= 3600:
             raise GfsError(Code.INVALID, f"lease_seconds = {self.lease_seconds:g} is not from 1 to 3600")
         if self.checkpoint_keys < 1:

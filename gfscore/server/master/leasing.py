@@ -36,6 +36,7 @@ from gfscore.server.master.locking import LEASES, Keys, Locks
 from gfscore.server.master.servers import Replicas, Servers, ServerState
 from gfscore.server.master.sessions import Item, Sessions
 from gfscore.server.master.state import MasterState
+from gfscore.server.master.trash import refuse_in_trash
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ class Leasing:
 
     async def lease(self, request: pb.LeaseRequest, context: CallContext) -> pb.LeaseReply:
         """Handler of `Lease`. Raises NO_SERVERS, NO_SPACE, NOT_READY (no replica can be reached), STALE_INODE,
-        IS_DIRECTORY."""
+        IS_DIRECTORY, NOT_PERMITTED (in the trash)."""
         session = self._sessions.of_change(request.id, context)
         client = session.client_id if session is not None else 0
         if not client:
@@ -105,6 +106,7 @@ class Leasing:
 
         async with self._locks.hold(keys):
             before = load_file(self._state.tables, request.inode)
+            refuse_in_trash(self._state.tables, before, session)
             index = self._index(request)
             lease, chunks_changed = await self._find_or_grant(request, before, index)
             lease.granted_at = self._env.clock.boottime()

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 from gfscore.env import Env
+from gfscore.ids import TRASH_INODE
 from gfscore.metadata import remove
 from gfscore.metadata import rename as renaming
 from gfscore.metadata.inodes import FileType, load
 from gfscore.metadata.locks import directory_key, inode_key, path_reads
 from gfscore.metadata.lookup import find
+from gfscore.metadata.policies import Policy
 from gfscore.metadata.transaction import Transaction
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.rpc.transport import CallContext
@@ -33,7 +35,7 @@ Decide = Callable[[Transaction, bool], tuple[Any, remove.Removed | None]]
 class Removing:
     def __init__(
         self, state: MasterState, env: Env, calls: Calls, locks: Locks, sessions: Sessions, servers: Servers,
-        leases: LeaseBook,
+        leases: LeaseBook, defaults: Policy,
     ) -> None:  # fmt: skip
         self._state = state
         self._env = env
@@ -42,6 +44,7 @@ class Removing:
         self._sessions = sessions
         self._servers = servers
         self._leases = leases
+        self._trash_seconds = defaults.trash_seconds
 
     # ------------------------------------------------------------ Unlink
 
@@ -50,10 +53,16 @@ class Removing:
         session = self._sessions.of_change(request.id, context)
 
         def decide(tx: Transaction, hold: bool) -> tuple[remove.Removed, remove.Removed]:
-            function = remove.rmdir if request.directory else remove.unlink
-            removed = function(
-                tx, parent=request.parent, name=request.name, now_ns=self._env.clock.wall_ns(), hold=hold
-            )
+            parent, name, now_ns = request.parent, request.name, self._env.clock.wall_ns()
+            if request.directory:
+                removed = remove.rmdir(tx, parent=parent, name=name, now_ns=now_ns, hold=hold)
+            else:
+                if parent == TRASH_INODE:
+                    inode = find(tx, parent, name)
+                    hold = hold or (inode is not None and self.maybe_held(inode))
+                removed = remove.unlink(
+                    tx, parent=parent, name=name, now_ns=now_ns, hold=hold, trash_seconds=self._trash_seconds
+                )
             return removed, removed
 
         def answer(tx: Transaction, removed: remove.Removed) -> tuple[pb.UnlinkReply, Told]:
@@ -87,7 +96,7 @@ class Removing:
             renamed = renaming.rename(
                 tx, parent=request.parent, name=request.name, new_parent=request.new_parent,
                 new_name=request.new_name, now_ns=self._env.clock.wall_ns(), no_replace=request.no_replace,
-                exchange=request.exchange, hold_replaced=hold,
+                exchange=request.exchange, hold_replaced=hold, trash_seconds=self._trash_seconds,
             )  # fmt: skip
             return renamed, renamed.replaced
 
@@ -156,8 +165,8 @@ class Removing:
             if removed is not None and removed.last_link:
                 if hold and session is not None:
                     session.held.add(removed.inode)
-                if not removed.held:
-                    self._gone(removed.inode, removed.freed_chunks)
+                if not removed.held and not removed.trashed:
+                    self.gone(removed.inode, removed.freed_chunks)
             return reply
 
         def operation() -> tuple[Any, Told]:
@@ -198,7 +207,11 @@ class Removing:
             return asking()
         return self._calls.told(reply, told) if told else reply
 
-    def _gone(self, inode: int, freed: list[int]) -> None:
+    def maybe_held(self, inode: int) -> bool:
+        """Some session has this file without a name open, or may turn out to have, after a start of the master."""
+        return self._sessions.awaiting or self._sessions.held(inode)
+
+    def gone(self, inode: int, freed: list[int]) -> None:
         """Nothing is left of an inode: its chunks are collected, its leases are void."""
         self._sessions.forget(inode)
         self._leases.drop_inode(inode)
@@ -226,4 +239,4 @@ class Removing:
                 freed = remove.release_orphan(tx, inode)
                 if tx.batch:
                     self._state.commit(tx)
-                    self._gone(inode, freed)
+                    self.gone(inode, freed)

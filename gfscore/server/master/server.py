@@ -32,6 +32,7 @@ from gfscore.server.master.servers import Servers
 from gfscore.server.master.sessions import Sessions
 from gfscore.server.master.snapshots import Snapshots
 from gfscore.server.master.state import MasterState, open_state, secret_of
+from gfscore.server.master.trash import Trash
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Master:
     """The parts of a master over one state. `nursery` runs what goes on in the background."""
 
     def __init__(self, config: MasterConfig, env: Env, state: MasterState, nursery: trio.Nursery) -> None:
-        defaults = Policy(replication=config.replication)
+        defaults = Policy(replication=config.replication, trash_seconds=config.trash_seconds)
         chunk_size = config.chunk_size
         self._config = config
         self._env = env
@@ -66,7 +67,8 @@ class Master:
         )  # fmt: skip
         self._data = Data(state, calls, locks, sessions, servers, leases, self._lengths)
         self._namespace = Namespace(state, env, calls, sessions, servers, leases, self._leasing, self._data)
-        self._removing = Removing(state, env, calls, locks, sessions, servers, leases)
+        self._removing = Removing(state, env, calls, locks, sessions, servers, leases, defaults)
+        self._trash = Trash(state, env, calls, locks, sessions, servers, self._removing)
         self._attributes = Attributes(
             state, env, calls, locks, sessions, servers, leases, fencing, self._lengths, self._data, defaults,
             chunk_size,
@@ -112,6 +114,9 @@ class Master:
                 "Status": self._admin.status,
                 "Register": self._register,
                 "Heartbeat": self._heartbeat,
+                "TrashList": self._trash.list,
+                "TrashRestore": self._trash.restore,
+                "TrashEmpty": self._trash.empty,
             }
         )
 
@@ -140,6 +145,12 @@ class Master:
             if clock.boottime() >= sweep_at:
                 sweep_at += self._config.lease_seconds
                 self._leases.sweep(clock.boottime() - _SWEEP_SESSIONS * self._config.lease_seconds)
+
+    async def look_after_trash(self) -> None:
+        """Until cancelled: reclaim deleted files whose time is over."""
+        while True:
+            await self._env.clock.sleep(self._config.heartbeat_seconds)
+            await self._trash.sweep()
 
     async def aclose(self) -> None:
         await self._servers.aclose()
@@ -180,6 +191,7 @@ async def _serve(
                 config.reachable_host, port, stream_port, state.cluster_id, state.applied,
             )  # fmt: skip
             task_status.started((port, stream_port))
+            nursery.start_soon(master.look_after_trash)
             await master.look_after_sessions()
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _STOP_SECONDS):

@@ -6,7 +6,7 @@ from gfscore.env import Env
 from gfscore.errors import Code, GfsError
 from gfscore.metadata.inodes import FileType, load
 from gfscore.metadata.locks import inode_key, path_reads
-from gfscore.metadata.lookup import check_name, find, open_directory
+from gfscore.metadata.lookup import check_new_name, find, open_directory
 from gfscore.metadata.snapshot import pending_below, snapshot
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.rpc.transport import CallContext
@@ -71,7 +71,7 @@ class Snapshots:
     def _refuse_early(self, request: pb.SnapshotRequest) -> None:
         """Do not disturb ten thousand leases for a destination that cannot be. Raises what the snapshot would."""
         tables = self._state.tables
-        check_name(request.new_name)
+        check_new_name(request.new_parent, request.new_name)
         open_directory(self._state.begin(), request.new_parent)
         if find(tables, request.new_parent, request.new_name) is not None:
             raise GfsError(Code.EXISTS, f"{request.new_name!r} exists already")

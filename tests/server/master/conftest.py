@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from gfscore.env.memory import memory_env
+from gfscore.env.memory_clock import MemoryClock
 from gfscore.env.memory_disk import MemoryDisk
 from gfscore.env.memory_faults import Killed
 from gfscore.errors import Code, GfsError
@@ -224,7 +225,10 @@ class World:
         self.nursery = nursery
         self.network = MemoryNetwork()
         self.disk = MemoryDisk()
-        self.config = MasterConfig(host="m", port=CONTROL_PORT, chunk_size=CHUNK_SIZE, lease_seconds=20)
+        self.clock = MemoryClock()  # of the master
+        self.config = MasterConfig(
+            host="m", port=CONTROL_PORT, chunk_size=CHUNK_SIZE, lease_seconds=20, trash_seconds=0
+        )
         self.stream_port = 0
         self.cluster_id = ""
         self.servers: list[TwinServer] = []
@@ -237,7 +241,8 @@ class World:
         async def run(*, task_status: trio.TaskStatus[Any]) -> None:
             with trio.CancelScope() as scope:
                 self._master = scope
-                env = memory_env(self.network.transport("m"), disk=self.disk, seed=self._starts)
+                transport = self.network.transport("m")
+                env = memory_env(transport, disk=self.disk, clock=self.clock, seed=self._starts)
                 try:
                     await run_master(self.config, env, task_status=task_status)
                 except* Killed:
