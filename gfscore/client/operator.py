@@ -44,6 +44,11 @@ class OperatorQueries:
                     "used_bytes": entry.used_bytes,
                     "total_bytes": entry.total_bytes,
                     "heard_seconds_ago": round(entry.heard_seconds_ago, 1),
+                    "scrub": {
+                        "percent": round(entry.scrub_percent, 1),
+                        "finished": entry.scrub_finished_ns // 1_000_000_000,  # seconds since the epoch, 0: never
+                        "bad": entry.scrub_bad,
+                    },
                 }
                 for entry in reply.chunkservers
             ],

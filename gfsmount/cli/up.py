@@ -21,6 +21,7 @@ from gfsmount.localcluster import UpOptions
 @click.option("--chunk-size", type=Size(), help="Fixed when the cluster is made (default 64MiB).")
 @click.option("--lease-seconds", type=float, help="How long leases and sessions last (default 60).")
 @click.option("--racks", type=int, help="Spread the chunkservers over so many racks (default 1).")
+@click.option("--scrub-rate", type=Size(), help="Bytes per second each chunkserver verifies when idle (default 8MiB).")
 def command(
     root: Path,
     mounts: tuple[str, ...],
@@ -29,12 +30,13 @@ def command(
     chunk_size: int | None,
     lease_seconds: float | None,
     racks: int | None,
+    scrub_rate: int | None,
 ) -> None:
     """Start, or repair, a local cluster: a master, chunkservers and mounts as detached processes.
 
     Returns when it is usable. What runs is left alone, what is dead is started again with its state.
     """
-    options = UpOptions(mounts, chunkservers, replication, chunk_size, lease_seconds, racks)
+    options = UpOptions(mounts, chunkservers, replication, chunk_size, lease_seconds, racks, scrub_rate)
     try:
         spec = cluster(root).up(options)
     except GfsError as error:

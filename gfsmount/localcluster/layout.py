@@ -42,6 +42,7 @@ class ClusterSpec(msgspec.Struct, forbid_unknown_fields=True):
     racks: int
     master_port: int
     stream_port: int
+    scrub_rate: int = 8 * 1024 * 1024  # bytes per second and chunkserver
     chunkservers: list[ServerSpec] = []
     mounts: list[MountSpec] = []
 

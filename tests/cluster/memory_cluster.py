@@ -26,12 +26,15 @@ CHUNK_BYTES = 1024 * 1024
 class MemoryCluster:
     """Nodes by name: `master`, `cs1`, `cs2`… A killed node keeps its disk and comes back with it."""
 
-    def __init__(self, nursery: trio.Nursery, chunkservers: int, replication: int) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, chunkservers: int, replication: int, server_options: dict[str, Any] | None = None
+    ) -> None:
         self.network = MemoryNetwork()
         self.disks: dict[str, MemoryDisk] = {}
         self._nursery = nursery
         self._scopes: dict[str, trio.CancelScope] = {}
         self._replication = replication
+        self._server_options = server_options or {}
         self.names = [f"cs{number + 1}" for number in range(chunkservers)]
 
     async def start(self, name: str) -> None:
@@ -43,7 +46,7 @@ class MemoryCluster:
             )
             role: Any = run_master
         else:
-            config = ChunkserverConfig(master=f"master:{MASTER_PORT}", host=name)
+            config = ChunkserverConfig(master=f"master:{MASTER_PORT}", host=name, **self._server_options)
             role = run_chunkserver
         await self._nursery.start(partial(self._run, name, role, config, env))
 
@@ -71,9 +74,11 @@ class MemoryCluster:
 
 
 @asynccontextmanager
-async def memory_cluster(chunkservers: int = 3, replication: int = 3) -> AsyncIterator[MemoryCluster]:
+async def memory_cluster(
+    chunkservers: int = 3, replication: int = 3, server_options: dict[str, Any] | None = None
+) -> AsyncIterator[MemoryCluster]:
     async with trio.open_nursery() as nursery:
-        cluster = MemoryCluster(nursery, chunkservers, replication)
+        cluster = MemoryCluster(nursery, chunkservers, replication, server_options)
         await cluster.start("master")
         for name in cluster.names:
             await cluster.start(name)

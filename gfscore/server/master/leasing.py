@@ -200,7 +200,8 @@ class Leasing:
         if not fenced.servers:
             never_written = chunk.version == 1 and record.size <= index * self._chunk_size
             known = self._servers.locations.get(handle, ())
-            nobody_has_it = len(fenced.missing) == len(known)  # each one that could have it says that it does not
+            # Each one that could have it says that it does not. One that is damaged, or was there once, has been used.
+            nobody_has_it = len(fenced.missing) == len(known) and handle not in self._servers.stale
             if never_written and nobody_has_it and self._servers.heard_all and await self._void(lease):
                 return self._replace_fresh(record, index, handle, list(request.avoid))
             raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} can be reached: is its chunkserver up?")
