@@ -1510,6 +1510,7 @@ class FileInfoReply(_message.Message):
         PRIMARY_FIELD_NUMBER: _builtins.int
         REPLICAS_FIELD_NUMBER: _builtins.int
         GOAL_FIELD_NUMBER: _builtins.int
+        REFERENCES_FIELD_NUMBER: _builtins.int
         index: _builtins.int
         handle: _builtins.int
         version: _builtins.int
@@ -1517,6 +1518,8 @@ class FileInfoReply(_message.Message):
         primary: _builtins.str
         goal: _builtins.int
         """replicas wanted"""
+        references: _builtins.int
+        """files that share it, snapshots included"""
         @_builtins.property
         def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileInfoReply.Replica]: ...
         def __init__(
@@ -1529,10 +1532,11 @@ class FileInfoReply(_message.Message):
             primary: _builtins.str = ...,
             replicas: _abc.Iterable[Global___FileInfoReply.Replica] | None = ...,
             goal: _builtins.int = ...,
+            references: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["goal", b"goal", "handle", b"handle", "index", b"index", "length", b"length", "primary", b"primary", "replicas", b"replicas", "version", b"version"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["goal", b"goal", "handle", b"handle", "index", b"index", "length", b"length", "primary", b"primary", "references", b"references", "replicas", b"replicas", "version", b"version"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -173,6 +173,7 @@ class Admin:
         stale = self._servers.stale.get(handle, {})
         chunk.version = record.version
         chunk.goal = record.goal
+        chunk.references = record.references
         chunk.primary = lease.primary.id if lease is not None else ""
         for server in self._all_replicas(handle):
             item = items.get(server)
