@@ -1,9 +1,10 @@
-"""Real chunk files damaged behind the servers' backs: no wrong byte through the mount, every one named by `gfs fsck`."""
+"""Chunk files damaged behind the servers' backs: no wrong byte through the mount, every one named by `gfs fsck`."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,11 @@ def own(tmp_path: Path) -> Iterator[Cluster]:
     """A cluster whose scrub is off: what is found is found by who reads."""
     with local_cluster(tmp_path / "var", chunkservers=4, scrub_rate=0) as cluster:
         yield cluster
+
+
+def file_info(path: Path) -> dict:
+    """As `gfs fileinfo`, without a process for each."""
+    return json.loads(os.getxattr(path, "gfs.fileinfo"))
 
 
 def write_files(cluster: Cluster, rng: random.Random, count: int) -> dict[Path, str]:
@@ -58,7 +64,7 @@ def damage_one_replica_of_each_chunk(cluster: Cluster, rng: random.Random, paths
     """(path in the file system, chunk index, server) of each."""
     bad = set()
     for path in paths:
-        for chunk in cluster.file_info(path)["chunks"]:
+        for chunk in file_info(path)["chunks"]:
             replica = rng.choice(chunk["replicas"])
             damage(rng, Path(replica["path"]))
             bad.add((f"/{path.relative_to(cluster.mount)}", chunk["index"], replica["chunkserver"]))
@@ -101,7 +107,7 @@ def test_a_hundred_damaged_chunks_are_named_and_no_wrong_byte_is_read(own: Clust
 def test_damage_found_at_the_start_and_files_that_are_gone(own: Cluster) -> None:
     rng = random.Random(2)
     sums = write_files(own, rng, 12)
-    replicas = [chunk["replicas"] for path in sums for chunk in own.file_info(path)["chunks"]]
+    replicas = [chunk["replicas"] for path in sums for chunk in file_info(path)["chunks"]]
     victims = [Path(rng.choice(choice)["path"]) for choice in replicas]
     own.gfs("down", "--root", own.root)
     for number, victim in enumerate(victims):
@@ -127,13 +133,13 @@ def test_the_scrub_of_a_real_server_finds_what_nobody_reads(tmp_path: Path) -> N
     with local_cluster(tmp_path / "var", scrub_rate="1GiB") as cluster:
         rng = random.Random(3)
         (path,) = write_files(cluster, rng, 1)
-        replica = cluster.file_info(path)["chunks"][0]["replicas"][0]
+        replica = file_info(path)["chunks"][0]["replicas"][0]
         cluster.gfs("down", "--root", cluster.root)
         damage(rng, Path(replica["path"]))
         cluster.up()  # a pass begins with the start
 
         def reported() -> bool:
-            states = {r["chunkserver"]: r["state"] for r in cluster.file_info(path)["chunks"][0]["replicas"]}
+            states = {r["chunkserver"]: r["state"] for r in file_info(path)["chunks"][0]["replicas"]}
             return states[replica["chunkserver"]] == "corrupt"
 
         wait_until(reported, "the scrub to report the damage")

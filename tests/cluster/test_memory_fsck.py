@@ -119,18 +119,18 @@ async def test_a_server_that_is_down_and_what_it_missed(autojump_clock: trio.tes
 
 
 async def test_too_few_and_too_many_replicas(autojump_clock: trio.testing.MockClock) -> None:
-    async with memory_cluster(chunkservers=2, replication=3, server_options=QUIET) as cluster:
-        async with cluster.client() as client:
-            await Paths(client, 1, 1).write("/f", bytes(1000))
-            assert await found(client, await fsck(client)) == [("/f", 0, "under_replicated", "")]
-    async with memory_cluster(chunkservers=2, replication=1, server_options=QUIET) as cluster:
-        async with cluster.client() as client:
-            await Paths(client, 1, 1).write("/f", bytes(1000))
-            path = await replica_path(client, "/f")
-            have, other = sorted(cluster.names, key=lambda name: path not in cluster.disks[name].paths())
-            await released(client)
-            await swap(cluster, other, path, cluster.disks[have].contents(path))
-            assert await found(client, await fsck(client)) == [("/f", 0, "over_replicated", "")]
+    two = memory_cluster(chunkservers=2, replication=3, server_options=QUIET)
+    async with two as cluster, cluster.client() as client:
+        await Paths(client, 1, 1).write("/f", bytes(1000))
+        assert await found(client, await fsck(client)) == [("/f", 0, "under_replicated", "")]
+    two = memory_cluster(chunkservers=2, replication=1, server_options=QUIET)
+    async with two as cluster, cluster.client() as client:
+        await Paths(client, 1, 1).write("/f", bytes(1000))
+        path = await replica_path(client, "/f")
+        have, other = sorted(cluster.names, key=lambda name: path not in cluster.disks[name].paths())
+        await released(client)
+        await swap(cluster, other, path, cluster.disks[have].contents(path))
+        assert await found(client, await fsck(client)) == [("/f", 0, "over_replicated", "")]
 
 
 async def test_replicas_that_differ_are_found_when_no_lease_is_active_and_become_equal(
@@ -160,41 +160,41 @@ async def test_replicas_that_differ_are_found_when_no_lease_is_active_and_become
 
 
 async def test_no_false_alarm_while_files_are_written_made_and_deleted(autojump_clock: trio.testing.MockClock) -> None:
-    async with memory_cluster(chunkservers=4, server_options=QUIET) as cluster:
-        async with cluster.client("writer") as writer, cluster.client("checker") as checker:
-            paths = Paths(writer, 1, 1)
-            _, unwritten = await writer.create_file(ROOT_INODE, b"unwritten", 0o644, 1, 1)
-            stop = trio.Event()
+    four = memory_cluster(chunkservers=4, server_options=QUIET)
+    async with four as cluster, cluster.client("writer") as writer, cluster.client("checker") as checker:
+        paths = Paths(writer, 1, 1)
+        _, unwritten = await writer.create_file(ROOT_INODE, b"unwritten", 0o644, 1, 1)
+        stop = trio.Event()
 
-            async def append() -> None:
-                while not stop.is_set():
-                    await paths.append("/log", b"record" * 5000)
-                    await trio.sleep(0.01)
+        async def append() -> None:
+            while not stop.is_set():
+                await paths.append("/log", b"record" * 5000)
+                await trio.sleep(0.01)
 
-            async def overwrite() -> None:
-                rng = random.Random(2)
-                _, file = await writer.create_file(ROOT_INODE, b"file", 0o644, 1, 1)
-                while not stop.is_set():
-                    await file.write(rng.randrange(CHUNK_BYTES), rng.randbytes(1000))
-                    await file.flush()
-                    await trio.sleep(0.01)
-                await file.close()
+        async def overwrite() -> None:
+            rng = random.Random(2)
+            _, file = await writer.create_file(ROOT_INODE, b"file", 0o644, 1, 1)
+            while not stop.is_set():
+                await file.write(rng.randrange(CHUNK_BYTES), rng.randbytes(1000))
+                await file.flush()
+                await trio.sleep(0.01)
+            await file.close()
 
-            async def come_and_go() -> None:
-                number = 0
-                while not stop.is_set():
-                    await paths.write(f"/t{number}", bytes(100))
-                    if number >= 3:
-                        await paths.remove(f"/t{number - 3}")
-                    number += 1
-                    await trio.sleep(0.05)
+        async def come_and_go() -> None:
+            number = 0
+            while not stop.is_set():
+                await paths.write(f"/t{number}", bytes(100))
+                if number >= 3:
+                    await paths.remove(f"/t{number - 3}")
+                number += 1
+                await trio.sleep(0.05)
 
-            async with trio.open_nursery() as nursery:
-                for work in (append, overwrite, come_and_go):
-                    nursery.start_soon(work)
-                await trio.sleep(1)
-                for _ in range(5):
-                    verifier = await fsck(checker)
-                    assert verifier.problems == [] and verifier.replicas >= 6
-                stop.set()
-            await unwritten.close()
+        async with trio.open_nursery() as nursery:
+            for work in (append, overwrite, come_and_go):
+                nursery.start_soon(work)
+            await trio.sleep(1)
+            for _ in range(5):
+                verifier = await fsck(checker)
+                assert verifier.problems == [] and verifier.replicas >= 6
+            stop.set()
+        await unwritten.close()
