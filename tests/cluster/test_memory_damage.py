@@ -235,27 +235,37 @@ async def test_a_length_that_nobody_committed_survives_when_every_replica_is_dam
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """The first chunk of a file of which the master knows no length yet is not taken for one that was never used."""
-    async with memory_cluster(server_options=QUIET) as cluster, cluster.client("one") as one:
-        _, file = await one.create_file(ROOT_INODE, b"log", 0o644, 1, 1)
-        for _ in range(3):
-            await file.append(b"record" * 20_000)
-        chunk = (await one.file_info(file.inode))["chunks"][0]
-        path = chunk_path(int(chunk["handle"], 16))
-        for name in ("master", *cluster.names):
-            await cluster.kill(name)
+    async with memory_cluster(server_options=QUIET) as cluster:
+        async with cluster.client("one", timeout_seconds=5) as one:
+            _, file = await one.create_file(ROOT_INODE, b"log", 0o644, 1, 1)
+            for _ in range(3):
+                await file.append(b"record" * 20_000)
+            chunk = (await one.file_info(file.inode))["chunks"][0]
+            path = chunk_path(int(chunk["handle"], 16))
+            for name in ("master", *cluster.names):
+                await cluster.kill(name)
+            cluster.network.disconnect("one", "master")
         for name in cluster.names:
-            cluster.disks[name].corrupt(path, DATA_START + BLOCK_BYTES + 5)
+            raw = cluster.disks[name].contents(path)[: fmt.TABLE_START]
+            headers, _ = fmt.parse_headers(raw, int(chunk["handle"], 16), CHUNK_BYTES)
+            generations = [header.generation if header else 0 for header in headers]
+            oldest = generations.index(min(generations))  # so that the length is still known
+            cluster.disks[name].corrupt(path, oldest * fmt.PAGE_BYTES + 100)
         for name in ("master", *cluster.names):
             await cluster.start(name)
         async with cluster.client("two", timeout_seconds=20) as two:
-            with pytest.raises(GfsError):
-                await Paths(two).read("/log", BLOCK_BYTES, 100)
             await trio.sleep(5)
+            inode = file.inode
+            again = await two.open(inode, write=True)
             with pytest.raises(GfsError):
-                await Paths(two).append("/log", b"more")
-            assert (await chunks_of(two, ["/log"]))["/log", 0]["handle"] == chunk["handle"]
-            assert (await Paths(two).stat("/log")).size == 360_000
-            assert await Paths(two).read("/log", 0, BLOCK_BYTES) == (b"record" * 20_000)[:BLOCK_BYTES]
+                await again.append(b"more")
+            await again.close()
+            await trio.sleep(150)
+            info = await two.file_info(inode)
+            assert info["chunks"][0]["handle"] == chunk["handle"]
+            assert {replica["state"] for replica in info["chunks"][0]["replicas"]} == {"corrupt"}
+            for name in cluster.names:
+                assert path in cluster.disks[name].paths()
 
 
 async def test_a_chunk_file_that_disappeared_counts_as_missing(autojump_clock: trio.testing.MockClock) -> None:

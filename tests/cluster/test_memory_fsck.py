@@ -159,6 +159,24 @@ async def test_replicas_that_differ_are_found_when_no_lease_is_active_and_become
         assert not attr.length_pending and attr.size == 3 * BLOCK_BYTES
 
 
+async def test_what_is_well_at_a_second_look_is_no_problem(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_cluster(server_options=QUIET) as cluster, cluster.client() as client:
+        paths = Paths(client, 1, 1)
+        await paths.write("/f", bytes(3 * BLOCK_BYTES))
+        path = await replica_path(client, "/f")
+        older = cluster.disks["cs2"].contents(path)
+        await paths.write("/f", b"new", BLOCK_BYTES)
+        await released(client)
+        await swap(cluster, "cs2", path, older)
+        verifier = client.verifier(lambda more, done: None)
+        inode = (await paths.stat("/f")).inode
+        await verifier.check("/f", inode)
+        assert [problem.kind for problem in verifier.problems] == ["unequal"]
+        await client.reconcile(inode, 0)
+        await verifier.settle()
+        assert verifier.problems == []
+
+
 async def test_no_false_alarm_while_files_are_written_made_and_deleted(autojump_clock: trio.testing.MockClock) -> None:
     four = memory_cluster(chunkservers=4, server_options=QUIET)
     async with four as cluster, cluster.client("writer") as writer, cluster.client("checker") as checker:

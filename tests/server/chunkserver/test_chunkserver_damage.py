@@ -55,6 +55,7 @@ async def test_a_damaged_primary_ends_its_lease_and_gets_no_other(autojump_clock
     data = await written(cluster)
     cluster.disks["a"].corrupt(path_of(5), DATA_START + 10)
     await refused(Code.CHECKSUM_MISMATCH, cluster.read("a", 5))
+    await refused(Code.NOT_PRIMARY, cluster.call("a", "Length", pb.LengthRequest(handle=5, version=1, primary=True)))
     await refused(Code.CHECKSUM_MISMATCH, cluster.append(cluster.grant(5), b"more", 1))
     assert [item.error for item in await cluster.prepare(5, 2)] == [Code.CHECKSUM_MISMATCH, 0, 0]
     await cluster.append(cluster.grant(5, 2, hosts="bc"), b"more", 1, host="b")
@@ -189,10 +190,39 @@ async def test_a_damaged_replica_is_known_after_a_restart(autojump_clock: Any, c
     cluster.disks["b"].corrupt(path_of(5), DATA_START + 10)
     await refused(Code.CHECKSUM_MISMATCH, cluster.read("b", 5))
     await trio.sleep(60)
+    cluster.options = {"scrub_bytes_per_second": 0}
+    for _ in range(2):
+        cluster.master.beats.clear()
+        await cluster.restart_server("b")
+        await trio.sleep(60)
+        assert reports(cluster, "b", 5)[0].corrupt, "in the first report already"
+
+
+async def test_damaged_headers_are_in_the_first_report(autojump_clock: Any, cluster: Any) -> None:
+    await written(cluster)
+    await cluster.kill_server("b")
+    cluster.disks["b"].corrupt(path_of(5), 2 * fmt.PAGE_BYTES + 100)
+    cluster.options = {"scrub_bytes_per_second": 0}
     cluster.master.beats.clear()
-    await cluster.restart_server("b")
+    await cluster.start_server("b")
     await trio.sleep(1)
-    assert reports(cluster, "b", 5)[0].corrupt, "in the first report already"
+    assert reports(cluster, "b", 5)[0].corrupt
+
+
+async def test_an_older_header_is_not_read_as_the_end_of_the_chunk(autojump_clock: Any, cluster: Any) -> None:
+    grant = cluster.grant(5)
+    await cluster.append(grant, b"first record", 1)
+    await cluster.append(grant, b"second record", 2)
+    await cluster.kill_server("b")
+    disk = cluster.disks["b"]
+    headers, _ = fmt.parse_headers(disk.contents(path_of(5))[: fmt.TABLE_START], 5, CHUNK_SIZE)
+    newest = max(range(fmt.HEADER_PAGES), key=lambda page: headers[page].generation)  # type: ignore[union-attr]
+    disk.corrupt(path_of(5), newest * fmt.PAGE_BYTES + 100)
+    await cluster.start_server("b")
+    await refused(Code.CHECKSUM_MISMATCH, cluster.read("b", 5))
+    await refused(Code.CHECKSUM_MISMATCH, cluster.call("b", "Length", pb.LengthRequest(handle=5, version=1)))
+    request = pb.ReadRequest(handle=5, version=1, length=12)
+    assert (await cluster.call("b", "Read", request))[1] == b"first record", "what verifies can be read"
 
 
 async def test_what_verifies_again_is_good_again_when_an_operator_asks(autojump_clock: Any, cluster: Any) -> None:
