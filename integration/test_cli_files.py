@@ -184,8 +184,10 @@ def test_fsck_finds_a_replica_whose_bytes_changed(cluster: Cluster, base: Path) 
     done = run(GFS, "fsck", base, "--json", check=False)
     found = json.loads(done.stdout)
     assert done.returncode == 1 and len(found["problems"]) == 1
-    assert replica["chunkserver"] in found["problems"][0]["problem"]
-    assert found["problems"][0]["path"] == f"/{(base / 'f').relative_to(cluster.mount)}"
+    problem = found["problems"][0]
+    assert (problem["server"], problem["kind"], problem["index"]) == (replica["chunkserver"], "corrupt", 0)
+    assert problem["path"] == f"/{(base / 'f').relative_to(cluster.mount)}"
+    assert [r["state"] for r in cluster.file_info(base / "f")["chunks"][0]["replicas"]].count("corrupt") == 1
     assert (base / "f").read_bytes() == data
 
 

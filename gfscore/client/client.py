@@ -16,6 +16,7 @@ import trio
 from gfscore.client.cache import NamespaceCache
 from gfscore.client.chunks import ChunkGrant, Chunks
 from gfscore.client.chunkservers import Chunkservers
+from gfscore.client.deadline import pause_seconds
 from gfscore.client.files import Files, OpenFile
 from gfscore.client.mutation import Mutator
 from gfscore.client.namespace import NamespaceOperations
@@ -25,6 +26,7 @@ from gfscore.client.reader import ChunkReader
 from gfscore.client.session import MasterSession
 from gfscore.client.trash import TrashOperations
 from gfscore.client.types import Attr, AttrChanges, FileType, Invalidation
+from gfscore.client.verify import Progress, Verifier
 from gfscore.env import Env
 from gfscore.errors import Code, GfsError
 from gfscore.ids import PIECE_BYTES
@@ -32,6 +34,8 @@ from gfscore.proto import gfs_pb2 as pb
 from gfscore.rpc.transport import CallContext
 
 log = logging.getLogger(__name__)
+
+_RECONCILE_ATTEMPTS = 4
 
 
 class Client(NamespaceOperations):
@@ -50,7 +54,7 @@ class Client(NamespaceOperations):
         self._options = options
         self._kept_at_open: dict[int, tuple[int, int]] = {}  # inode -> (size, mtime) when the kernel last had its pages
         self.on_invalidate: Callable[[Invalidation], Awaitable[None]] | None = None
-        self.operator = OperatorQueries(session, env)
+        self.operator = OperatorQueries(session)
         self.trash = TrashOperations(session)
         self.chunk_size = 0
         self.cluster_id = ""
@@ -87,6 +91,30 @@ class Client(NamespaceOperations):
 
     async def status(self) -> dict[str, Any]:
         return await self.operator.status()
+
+    def verifier(self, progress: Progress) -> Verifier:
+        """A check of replicas, see `gfscore.client.verify`; the caller closes it."""
+        return Verifier(self._session, self._env, progress)
+
+    async def reconcile(self, inode: int, index: int) -> None:
+        """Have the replicas of a chunk made equal and durable, by taking a lease on it (and letting it go)."""
+        state = self._files.open(inode, write=True)
+        try:
+            state.uncommitted = True  # the master counts this client among the writers until it hears otherwise
+            failed: ChunkGrant | None = None
+            for attempt in range(_RECONCILE_ATTEMPTS):
+                try:
+                    grant = await self._chunks.grant(inode, index, failed)
+                    reply = await self._mutator.write(grant, [], [], 0, sync=True)
+                    state.end = max(state.end, index * self.chunk_size + reply.length)
+                    return
+                except GfsError as error:
+                    if not error.retryable or attempt + 1 == _RECONCILE_ATTEMPTS:
+                        raise
+                    failed = self._chunks.known_grant(inode, index)
+                    await self._env.clock.sleep(pause_seconds(attempt, self._env.random))
+        finally:
+            await self._files.close(state, write=True)
 
     # ------------------------------------------------------------ files
 

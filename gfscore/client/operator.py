@@ -1,23 +1,18 @@
-"""What operators ask: the state of the cluster, of one file's replicas, and a check of their bytes."""
+"""What operators ask: the state of the cluster, and of one file's replicas."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from gfscore.client.session import MasterSession
-from gfscore.env import Env
-from gfscore.errors import Code, GfsError, code_from_wire
 from gfscore.proto import gfs_pb2 as pb
-
-_VERIFY_SECONDS = 120.0
 
 
 class OperatorQueries:
     """Plain dictionaries in the shapes that the command line prints as JSON."""
 
-    def __init__(self, session: MasterSession, env: Env) -> None:
+    def __init__(self, session: MasterSession) -> None:
         self._session = session
-        self._env = env
 
     async def status(self) -> dict[str, Any]:
         reply = await self._session.call("Status", pb.Empty())
@@ -46,6 +41,11 @@ class OperatorQueries:
                     "used_bytes": entry.used_bytes,
                     "total_bytes": entry.total_bytes,
                     "heard_seconds_ago": round(entry.heard_seconds_ago, 1),
+                    "scrub": {
+                        "percent": round(entry.scrub_percent, 1),
+                        "finished": entry.scrub_finished_ns // 1_000_000_000,  # seconds since the epoch, 0: never
+                        "bad": entry.scrub_bad,
+                    },
                 }
                 for entry in reply.chunkservers
             ],
@@ -85,46 +85,3 @@ class OperatorQueries:
                 for chunk in reply.chunks
             ],
         }
-
-    async def verify_file(self, inode: int) -> tuple[int, int, list[str]]:
-        """Have every replica of every chunk of a file read and checked: (chunks, replicas, problems)."""
-        reply = await self._session.call("FileInfo", pb.InodeRequest(inode=inode))
-        replicas = 0
-        problems: list[str] = []
-        for chunk in reply.chunks:
-            if not chunk.handle:
-                continue
-            lengths: dict[str, int] = {}
-            for replica in chunk.replicas:
-                replicas += 1
-                name = f"chunk {chunk.index} ({chunk.handle:016x}) on {replica.server.id}"
-                try:
-                    item = await self._inspect(replica.server, chunk.handle)
-                except GfsError as error:
-                    problems.append(f"{name}: {error}")
-                    continue
-                if item.error:
-                    problems.append(f"{name}: {item.message or code_from_wire(item.error).name.lower()}")
-                elif item.version != chunk.version:
-                    problems.append(f"{name}: stale, version {item.version} instead of {chunk.version}")
-                else:
-                    lengths[replica.server.id] = item.length
-            if len(set(lengths.values())) > 1:
-                problems.append(f"chunk {chunk.index} ({chunk.handle:016x}): replicas differ in length: {lengths}")
-            if len(chunk.replicas) < reply.replication:
-                problems.append(
-                    f"chunk {chunk.index} ({chunk.handle:016x}): {len(chunk.replicas)} of {reply.replication} replicas"
-                )
-        return len(reply.chunks), replicas, problems
-
-    async def _inspect(self, server: pb.Server, handle: int) -> pb.InspectReply.Item:
-        channel = self._env.transport.control_channel(server.address.host, server.address.control_port, "Chunkserver")
-        try:
-            request = pb.InspectRequest(handles=[handle], verify=True)
-            reply, _ = await channel.call("Inspect", request, timeout=_VERIFY_SECONDS)
-        finally:
-            await channel.aclose()
-        if not reply.items:
-            raise GfsError(Code.UNKNOWN_CHUNK, "the server did not answer for this chunk")
-        item: pb.InspectReply.Item = reply.items[0]
-        return item

@@ -92,7 +92,12 @@ class Paths:
             yield relative, attr
             if attr.type == FileType.DIRECTORY:
                 prefix = relative + b"/" if relative else b""
-                entries = await self.list_inode(attr.inode)
+                try:
+                    entries = await self.list_inode(attr.inode)
+                except GfsError as error:
+                    if relative and error.code in (Code.NOT_FOUND, Code.STALE_INODE):
+                        continue  # removed meanwhile
+                    raise
                 waiting += [(prefix + entry.name, entry.attr) for entry in reversed(entries)]
 
     async def makedirs(self, path: str | bytes, mode: int = 0o755) -> Attr:

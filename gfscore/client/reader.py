@@ -14,6 +14,7 @@ from gfscore.errors import Code, GfsError
 from gfscore.ids import PIECE_BYTES
 from gfscore.proto import gfs_pb2 as pb
 
+_DAMAGED_ATTEMPTS = 3  # a read of which every replica is damaged is given up after so many
 _BULK_BYTES = 128 * 1024  # larger reads take the bulk lane
 
 
@@ -48,11 +49,15 @@ class ChunkReader:
                 location = await self._chunks.locate(inode, index)
                 if location is None:
                     return memoryview(b"")
+                all_damaged = bool(location.replicas)
                 for server in self._servers.nearest_first(location.replicas, location.handle):
                     try:
                         return await self._read_replica(server, location, offset, size)
                     except GfsError as error:
                         reason = error
+                        all_damaged = all_damaged and error.code is Code.CHECKSUM_MISMATCH
+                if all_damaged and attempt >= _DAMAGED_ATTEMPTS:
+                    break  # waiting does not repair it: the application hears of it now
                 self._chunks.forget_chunk(inode, index)
                 attempt += 1
                 await self._env.clock.sleep(pause_seconds(attempt, self._env.random))

@@ -1481,7 +1481,7 @@ class FileInfoReply(_message.Message):
         STATE_FIELD_NUMBER: _builtins.int
         PATH_FIELD_NUMBER: _builtins.int
         state: _builtins.str
-        """good, stale, missing, unreachable"""
+        """good, stale, corrupt, missing, unreachable"""
         path: _builtins.str
         """the chunk file on that server's disk"""
         @_builtins.property
@@ -1509,11 +1509,17 @@ class FileInfoReply(_message.Message):
         LENGTH_FIELD_NUMBER: _builtins.int
         PRIMARY_FIELD_NUMBER: _builtins.int
         REPLICAS_FIELD_NUMBER: _builtins.int
+        GOAL_FIELD_NUMBER: _builtins.int
+        REFERENCES_FIELD_NUMBER: _builtins.int
         index: _builtins.int
         handle: _builtins.int
         version: _builtins.int
         length: _builtins.int
         primary: _builtins.str
+        goal: _builtins.int
+        """replicas wanted"""
+        references: _builtins.int
+        """files that share it, snapshots included"""
         @_builtins.property
         def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileInfoReply.Replica]: ...
         def __init__(
@@ -1525,10 +1531,12 @@ class FileInfoReply(_message.Message):
             length: _builtins.int = ...,
             primary: _builtins.str = ...,
             replicas: _abc.Iterable[Global___FileInfoReply.Replica] | None = ...,
+            goal: _builtins.int = ...,
+            references: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "index", b"index", "length", b"length", "primary", b"primary", "replicas", b"replicas", "version", b"version"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["goal", b"goal", "handle", b"handle", "index", b"index", "length", b"length", "primary", b"primary", "references", b"references", "replicas", b"replicas", "version", b"version"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1568,12 +1576,19 @@ class StatusReply(_message.Message):
         USED_BYTES_FIELD_NUMBER: _builtins.int
         TOTAL_BYTES_FIELD_NUMBER: _builtins.int
         HEARD_SECONDS_AGO_FIELD_NUMBER: _builtins.int
+        SCRUB_PERCENT_FIELD_NUMBER: _builtins.int
+        SCRUB_FINISHED_NS_FIELD_NUMBER: _builtins.int
+        SCRUB_BAD_FIELD_NUMBER: _builtins.int
         state: _builtins.str
         """up, suspect, down, draining"""
         chunks: _builtins.int
         used_bytes: _builtins.int
         total_bytes: _builtins.int
         heard_seconds_ago: _builtins.float
+        scrub_percent: _builtins.float
+        """as in ServerInfoReply"""
+        scrub_finished_ns: _builtins.int
+        scrub_bad: _builtins.int
         @_builtins.property
         def server(self) -> Global___Server: ...
         def __init__(
@@ -1585,10 +1600,13 @@ class StatusReply(_message.Message):
             used_bytes: _builtins.int = ...,
             total_bytes: _builtins.int = ...,
             heard_seconds_ago: _builtins.float = ...,
+            scrub_percent: _builtins.float = ...,
+            scrub_finished_ns: _builtins.int = ...,
+            scrub_bad: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "heard_seconds_ago", b"heard_seconds_ago", "server", b"server", "state", b"state", "total_bytes", b"total_bytes", "used_bytes", b"used_bytes"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "heard_seconds_ago", b"heard_seconds_ago", "scrub_bad", b"scrub_bad", "scrub_finished_ns", b"scrub_finished_ns", "scrub_percent", b"scrub_percent", "server", b"server", "state", b"state", "total_bytes", b"total_bytes", "used_bytes", b"used_bytes"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2092,6 +2110,9 @@ class HeartbeatRequest(_message.Message):
     FAILED_FIELD_NUMBER: _builtins.int
     FAILED_SERVERS_FIELD_NUMBER: _builtins.int
     FREE_BYTES_FIELD_NUMBER: _builtins.int
+    SCRUB_PERCENT_FIELD_NUMBER: _builtins.int
+    SCRUB_FINISHED_NS_FIELD_NUMBER: _builtins.int
+    SCRUB_BAD_FIELD_NUMBER: _builtins.int
     server_id: _builtins.str
     epoch: _builtins.int
     total_bytes: _builtins.int
@@ -2102,6 +2123,10 @@ class HeartbeatRequest(_message.Message):
     last_of_first: _builtins.bool
     """and is its last"""
     free_bytes: _builtins.int
+    scrub_percent: _builtins.float
+    """as in ServerInfoReply"""
+    scrub_finished_ns: _builtins.int
+    scrub_bad: _builtins.int
     @_builtins.property
     def report(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChunkReport]:
         """what changed, or a slice of everything"""
@@ -2133,10 +2158,13 @@ class HeartbeatRequest(_message.Message):
         failed: _abc.Iterable[Global___ChunkReport] | None = ...,
         failed_servers: _abc.Iterable[_builtins.str] | None = ...,
         free_bytes: _builtins.int = ...,
+        scrub_percent: _builtins.float = ...,
+        scrub_finished_ns: _builtins.int = ...,
+        scrub_bad: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_count", b"chunk_count", "epoch", b"epoch", "failed", b"failed", "failed_servers", b"failed_servers", "first_report", b"first_report", "free_bytes", b"free_bytes", "last_of_first", b"last_of_first", "released", b"released", "report", b"report", "server_id", b"server_id", "total_bytes", b"total_bytes", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_count", b"chunk_count", "epoch", b"epoch", "failed", b"failed", "failed_servers", b"failed_servers", "first_report", b"first_report", "free_bytes", b"free_bytes", "last_of_first", b"last_of_first", "released", b"released", "report", b"report", "scrub_bad", b"scrub_bad", "scrub_finished_ns", b"scrub_finished_ns", "scrub_percent", b"scrub_percent", "server_id", b"server_id", "total_bytes", b"total_bytes", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2437,6 +2465,7 @@ class InspectReply(_message.Message):
         PATH_FIELD_NUMBER: _builtins.int
         PRIMARY_FIELD_NUMBER: _builtins.int
         MESSAGE_FIELD_NUMBER: _builtins.int
+        DIGEST_FIELD_NUMBER: _builtins.int
         handle: _builtins.int
         error: _builtins.int
         version: _builtins.int
@@ -2444,6 +2473,8 @@ class InspectReply(_message.Message):
         path: _builtins.str
         primary: _builtins.bool
         message: _builtins.str
+        digest: _builtins.int
+        """with `verify`: CRC32C over the checksums of all blocks, to compare replicas with"""
         def __init__(
             self,
             *,
@@ -2454,10 +2485,11 @@ class InspectReply(_message.Message):
             path: _builtins.str = ...,
             primary: _builtins.bool = ...,
             message: _builtins.str = ...,
+            digest: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "handle", b"handle", "length", b"length", "message", b"message", "path", b"path", "primary", b"primary", "version", b"version"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "error", b"error", "handle", b"handle", "length", b"length", "message", b"message", "path", b"path", "primary", b"primary", "version", b"version"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2507,11 +2539,20 @@ class ServerInfoReply(_message.Message):
     CHUNKS_FIELD_NUMBER: _builtins.int
     RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
+    SCRUB_PERCENT_FIELD_NUMBER: _builtins.int
+    SCRUB_FINISHED_NS_FIELD_NUMBER: _builtins.int
+    SCRUB_BAD_FIELD_NUMBER: _builtins.int
     server_id: _builtins.str
     cluster_id: _builtins.str
     incarnation: _builtins.int
     chunks: _builtins.int
     resident_bytes: _builtins.int
+    scrub_percent: _builtins.float
+    """The scrub [00131]: how far the pass under way is, when the last complete one ended (ns since the epoch, 0: never),
+    replicas found damaged or missing since the start.
+    """
+    scrub_finished_ns: _builtins.int
+    scrub_bad: _builtins.int
     @_builtins.property
     def calls(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
     def __init__(
@@ -2523,10 +2564,13 @@ class ServerInfoReply(_message.Message):
         chunks: _builtins.int = ...,
         resident_bytes: _builtins.int = ...,
         calls: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        scrub_percent: _builtins.float = ...,
+        scrub_finished_ns: _builtins.int = ...,
+        scrub_bad: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "chunks", b"chunks", "cluster_id", b"cluster_id", "incarnation", b"incarnation", "resident_bytes", b"resident_bytes", "server_id", b"server_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "chunks", b"chunks", "cluster_id", b"cluster_id", "incarnation", b"incarnation", "resident_bytes", b"resident_bytes", "scrub_bad", b"scrub_bad", "scrub_finished_ns", b"scrub_finished_ns", "scrub_percent", b"scrub_percent", "server_id", b"server_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from gfscore.checksum import Buffer, crc32c
 from gfscore.errors import Code, GfsError
 from gfscore.ids import BLOCK_BYTES
-from gfscore.storage import chunk_extend, chunk_overwrite, chunk_read
+from gfscore.storage import chunk_extend, chunk_overwrite, chunk_read, chunk_verify
 from gfscore.storage import chunk_format as fmt
 from gfscore.storage.buffers import PooledBuffer
 from gfscore.storage.chunk_extents import Extent, normalise, page_aligned, split_at
@@ -21,8 +21,6 @@ from gfscore.storage.chunk_state import OpenChunk, disk_error
 
 if TYPE_CHECKING:
     from gfscore.storage.chunk_store import ChunkStore
-
-_VERIFY_BYTES = 1024 * 1024
 
 
 class Chunk:
@@ -50,6 +48,11 @@ class Chunk:
     def length(self) -> int:
         """Committed bytes."""
         return self._get().state.committed[0]
+
+    @property
+    def doubtful(self) -> bool:
+        """A header page is damaged: length and version may be older than what was acknowledged."""
+        return self._get().doubtful
 
     @property
     def path(self) -> str:
@@ -147,26 +150,7 @@ class Chunk:
 
     def verify(self) -> list[int]:
         """Read everything; the numbers of the blocks that do not verify. Sets `corrupt` accordingly."""
-        bad: list[int] = []
-        with self.lock:
-            live = self._get_locked()
-            committed = live.state.committed
-            buffer = self._store.pool.acquire(_VERIFY_BYTES)
-            try:
-                for start in range(0, committed[0], _VERIFY_BYTES):
-                    size = min(_VERIFY_BYTES, committed[0] - start)
-                    chunk_read.fetch_direct(live, buffer.whole, size, start)
-                    for at in range(0, size, BLOCK_BYTES):
-                        block = buffer.whole[at : min(at + BLOCK_BYTES, size)]
-                        if chunk_read.first_bad_block(live, block, start + at, committed) is not None:
-                            bad.append((start + at) // BLOCK_BYTES)
-                stored = live.file.pread(len(live.state.page), live.state.slot * fmt.PAGE_BYTES)
-                self.corrupt = bool(bad) or stored != live.state.page
-            except OSError as error:
-                raise disk_error(error, self.handle) from error
-            finally:
-                buffer.release()
-        return bad
+        return chunk_verify.verify(self, self._store)
 
     # ---------------------------------------------------------------- mutations
 

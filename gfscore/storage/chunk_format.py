@@ -30,7 +30,6 @@ SLOT_BYTES = _SLOT.size
 
 ZERO_BLOCK = bytes(BLOCK_BYTES)
 ZERO_BLOCK_CRC = crc32c(ZERO_BLOCK)
-BLANK_PAGE = bytes(PAGE_BYTES)
 
 
 def block_count(length: int) -> int:
@@ -92,7 +91,8 @@ def parse_page(raw: Buffer, handle: int, chunk_size: int) -> Header | None:
 
 
 def parse_headers(raw: Buffer, handle: int, chunk_size: int) -> tuple[list[Header | None], list[int]]:
-    """The headers of all pages, and the numbers of those pages that are neither valid nor blank."""
+    """The headers of all pages, and the numbers of the pages that are not valid. Creation fills all of them, so a blank
+    one is damage too, or a creation that was never finished."""
     view = memoryview(raw)
     headers: list[Header | None] = []
     damaged: list[int] = []
@@ -100,7 +100,7 @@ def parse_headers(raw: Buffer, handle: int, chunk_size: int) -> tuple[list[Heade
         part = view[number * PAGE_BYTES : (number + 1) * PAGE_BYTES]
         header = parse_page(part, handle, chunk_size)
         headers.append(header)
-        if header is None and bytes(part) != BLANK_PAGE[: len(part)]:  # bytes: comparing views is slow
+        if header is None:
             damaged.append(number)
     return headers, damaged
 

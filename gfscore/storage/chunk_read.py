@@ -44,6 +44,16 @@ def first_bad_block(live: OpenChunk, view: memoryview, offset: int, committed: t
     return None
 
 
+def bad_blocks(live: OpenChunk, view: memoryview, offset: int, committed: tuple[int, int]) -> list[int]:
+    """All such blocks."""
+    bad = []
+    for at in range(0, len(view), BLOCK_BYTES):
+        block = first_bad_block(live, view[at : at + BLOCK_BYTES], offset + at, committed)
+        if block is not None:
+            bad.append(block)
+    return bad
+
+
 def aligned_range(offset: int, size: int, length: int) -> tuple[int, int]:
     """The blocks around a range: (start, end), the end at most the committed length."""
     start = offset - offset % BLOCK_BYTES

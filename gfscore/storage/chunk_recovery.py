@@ -91,7 +91,7 @@ def settle(live: OpenChunk, damaged_pages: list[int]) -> bool:
         _commit_cut(live, length, tail)
     for page in damaged_pages:
         if page != state.slot:
-            live.file.pwrite(fmt.BLANK_PAGE, page * fmt.PAGE_BYTES)
+            live.file.pwrite(state.page, page * fmt.PAGE_BYTES)
     return changed or bool(damaged_pages)
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
+from gfscore.checksum import Buffer
 from gfscore.env.interfaces import Disk, DiskFile
 from gfscore.errors import Code, GfsError
 from gfscore.ids import BLOCK_BYTES
 from gfscore.storage import chunk_format as fmt
+
+_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 
 
 class ChunkState:
@@ -161,11 +164,14 @@ class OpenChunk:
     """A chunk file in use: descriptors and state. Closed when nobody refers to it any more, so that a reader in
     another thread never has its descriptor closed (and given to another file) under its hands."""
 
-    __slots__ = ("_direct", "_open_direct", "file", "state")
+    __slots__ = ("_direct", "_open_direct", "doubtful", "file", "state")
 
-    def __init__(self, file: DiskFile, state: ChunkState, open_direct: Callable[[], DiskFile]) -> None:
+    def __init__(
+        self, file: DiskFile, state: ChunkState, open_direct: Callable[[], DiskFile], *, doubtful: bool = False
+    ) -> None:
         self.file = file
         self.state = state
+        self.doubtful = doubtful  # a header page is damaged: length and version may be older than what was acknowledged
         self._open_direct = open_direct
         self._direct: DiskFile | None = None
 
@@ -190,20 +196,41 @@ class NotBorn(Exception):
     """The file exists, but its creation was never finished: nothing was ever acknowledged in it."""
 
 
-def load_state(file: DiskFile, handle: int, chunk_size: int) -> tuple[ChunkState, list[int]]:
-    """The state of a chunk file, and the numbers of damaged header pages.
+def find_header(
+    raw: Buffer, file: DiskFile, handle: int, chunk_size: int, *, power_lost: bool
+) -> tuple[list[fmt.Header | None], fmt.Header, list[int]]:
+    """All headers, the newest of them, and the numbers of the damaged pages; `raw` holds the header pages.
 
-    Raises NotBorn when no header was ever written, GfsError(CHECKSUM_MISMATCH) when none is readable.
+    Raises NotBorn when the creation was never finished, GfsError(CHECKSUM_MISMATCH) when no page is readable.
     """
+    headers, damaged = fmt.parse_headers(raw, handle, chunk_size)
+    newest = max((header for header in headers if header), key=lambda header: header.generation, default=None)
+    if newest is not None and (newest.generation > 1 or not damaged):
+        return headers, newest, damaged
+    # The one write of a creation reaches to the start of the data: a file that is shorter never got there, and
+    # whatever else made it so short left nothing in it to lose.
+    start = fmt.data_start(chunk_size)
+    if newest is not None:
+        if file.size() < start and all(_blank(raw, page) for page in damaged):
+            raise NotBorn
+        return headers, newest, damaged
+    if all(_blank(raw, page) for page in damaged) and (power_lost or file.size() <= start):
+        raise NotBorn
+    raise GfsError(Code.CHECKSUM_MISMATCH, f"chunk {handle:016x}: no readable header; the replica is lost")
+
+
+def _blank(raw: Buffer, page: int) -> bool:
+    return not bytes(memoryview(raw)[page * fmt.PAGE_BYTES : (page + 1) * fmt.PAGE_BYTES]).strip(b"\0")
+
+
+def load_state(file: DiskFile, handle: int, chunk_size: int, *, power_lost: bool) -> tuple[ChunkState, list[int]]:
+    """The state of a chunk file, and the numbers of damaged header pages. Raises as `find_header`."""
     state = ChunkState(handle, chunk_size)
     raw = file.pread(state.data_start, 0)
     raw += bytes(state.data_start - len(raw))
-    headers, damaged = fmt.parse_headers(raw[: fmt.TABLE_START], handle, chunk_size)
-    newest = max((header for header in headers if header), key=lambda header: header.generation, default=None)
-    if newest is None:
-        if not damaged:
-            raise NotBorn
-        raise GfsError(Code.CHECKSUM_MISMATCH, f"chunk {handle:016x}: no readable header; the replica is lost")
+    headers, newest, damaged = find_header(
+        raw[: fmt.TABLE_START], file, handle, chunk_size, power_lost=power_lost
+    )
     state.page, state.slot, state.generation = newest.page, headers.index(newest), newest.generation
     state.version, state.flags, state.slot_count = newest.version, newest.flags, newest.slot_count
     state.committed = (newest.length, newest.tail_crc)
@@ -222,13 +249,16 @@ def load_state(file: DiskFile, handle: int, chunk_size: int) -> tuple[ChunkState
 
 
 def create_file(disk: Disk, path: str, handle: int, version: int, chunk_size: int) -> tuple[DiskFile, ChunkState]:
-    """A new, empty chunk file. Headers and table get their space now: later only data can meet a full disk."""
+    """A new, empty chunk file. Headers and table get their space now: later only data can meet a full disk.
+
+    Every page gets the first header, so that one that is blank later on was zeroed by a disk that lies.
+    """
     state = ChunkState(handle, chunk_size)
     fields = (0, version, 1, 0, 0, 0, 0, 0, 0)
     fmt.pack_page(state.page, handle, chunk_size, fields)
     file = disk.open(path, create=True, exclusive=True)
     try:
-        file.pwrite(bytes(state.page) + bytes(state.data_start - fmt.PAGE_BYTES), 0)
+        file.pwrite(bytes(state.page) * fmt.HEADER_PAGES + bytes(state.data_start - fmt.TABLE_START), 0)
     except OSError:
         file.close()
         disk.unlink(path)
@@ -243,4 +273,6 @@ def disk_error(error: OSError, handle: int) -> GfsError:
         return GfsError(Code.NO_SPACE, f"chunk {handle:016x}: the disk is full")
     if error.errno == errno.ENOENT:
         return GfsError(Code.UNKNOWN_CHUNK, f"chunk {handle:016x} is not here")
+    if error.errno in _SHORTAGES:
+        return GfsError(Code.NOT_READY, f"chunk {handle:016x}: {error.strerror}")  # says nothing about the replica
     return GfsError(Code.IO, f"chunk {handle:016x}: {error.strerror or error}")

@@ -6,6 +6,7 @@ mutations. After a failed sync the store refuses every mutation (rule 20): conte
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import threading
@@ -20,7 +21,7 @@ from gfscore.storage import chunk_recovery
 from gfscore.storage.buffers import BufferPool
 from gfscore.storage.chunk_boot import remember_boot, same_boot
 from gfscore.storage.chunk_file import Chunk
-from gfscore.storage.chunk_state import NotBorn, OpenChunk, create_file, disk_error, load_state
+from gfscore.storage.chunk_state import NotBorn, OpenChunk, create_file, disk_error, find_header, load_state
 from gfscore.storage.overwrite_journal import LIMIT_BYTES, OverwriteJournal, Record
 
 __all__ = ["Chunk", "ChunkStore", "StoreFailed"]
@@ -111,7 +112,7 @@ class ChunkStore:
     def _replay_chunk(self, chunk: Chunk, records: list[Record]) -> None:
         try:
             live, _ = self._load_raw(chunk)
-        except (GfsError, NotBorn):
+        except (GfsError, NotBorn, OSError):
             return  # unreadable: it is reported when the chunk is used
         # Of older versions too: the header with the new one may have reached the disk before what is in place.
         records = [record for record in records if record.version <= live.state.version]
@@ -175,6 +176,7 @@ class ChunkStore:
             except GfsError as error:
                 if error.code == Code.UNKNOWN_CHUNK:
                     continue
+                chunk.corrupt = True
                 version = length = 0
             total += length
             yield handle, version, length
@@ -191,18 +193,14 @@ class ChunkStore:
             file = self.disk.open(self.path_of(chunk.handle))
             try:
                 raw = file.pread(fmt.TABLE_START, 0)
+                raw += bytes(fmt.TABLE_START - len(raw))
+                _, newest, damaged = find_header(raw, file, chunk.handle, self.chunk_size, power_lost=False)
             finally:
                 file.close()
         except OSError as error:
             raise disk_error(error, chunk.handle) from error
-        headers, damaged = fmt.parse_headers(raw, chunk.handle, self.chunk_size)
-        newest = max((header for header in headers if header), key=lambda header: header.generation, default=None)
         if damaged:
             chunk.corrupt = True
-        if newest is None:
-            if damaged:
-                return 0, 0
-            raise NotBorn
         return newest.version, newest.length
 
     @property
@@ -262,16 +260,30 @@ class ChunkStore:
                 if live is None:
                     try:
                         freed = self._peek_length(chunk)
-                    except (GfsError, NotBorn):
+                    except (GfsError, NotBorn, OSError):
                         freed = 0  # unreadable: it did not count
-                self.disk.unlink(self.path_of(handle))
+                with contextlib.suppress(FileNotFoundError):  # somebody else deleted it
+                    self.disk.unlink(self.path_of(handle))
             except OSError as error:
                 raise disk_error(error, handle) from error
-            with self._lock:
-                self._chunks.pop(handle, None)
-                self._opened.pop(handle, None)
-            chunk.adopt(None)
+            self._drop(chunk)
         self.count_bytes(-freed)
+
+    def present(self, handle: int) -> bool:
+        """Whether the chunk's file is where it should be."""
+        return handle in self._chunks and self.disk.exists(self.path_of(handle))
+
+    def forget(self, handle: int) -> None:
+        """The chunk's file is not on the disk any more, though nobody here deleted it."""
+        chunk = self._chunks.get(handle)
+        if chunk is not None:
+            self._drop(chunk)
+
+    def _drop(self, chunk: Chunk) -> None:
+        with self._lock:
+            self._chunks.pop(chunk.handle, None)
+            self._opened.pop(chunk.handle, None)
+        chunk.adopt(None)
 
     def _peek_length(self, chunk: Chunk) -> int:
         return self._load_raw(chunk)[0].state.committed[0]
@@ -330,7 +342,8 @@ class ChunkStore:
             live.file.copy_to(file, min(live.file.size(), old.data_start + length))
             # The header pages that were copied name another handle, and the table may go on behind a cut.
             complete = length // BLOCK_BYTES * 4
-            file.pwrite(bytes(fmt.TABLE_START) + old.table[:complete] + bytes(len(old.table) - complete), 0)
+            first = bytes(state.page) * fmt.HEADER_PAGES
+            file.pwrite(first + old.table[:complete] + bytes(len(old.table) - complete), 0)
             slots = [slot for slot in fmt.read_slots(old.page, old.slot_count) if slot[2] + slot[3] <= length]
             state.synced_length, state.synced_tail = 0, 0
             state.commit(file, length, tail, slots=slots, sync=True, padded=length == self.chunk_size)
@@ -373,14 +386,14 @@ class ChunkStore:
                 )  # fmt: skip
         elif damaged:
             # A kill cannot tear a page: this is damage, perhaps of the newest header.
-            chunk.corrupt = True
+            chunk.corrupt = live.doubtful = True
         return live
 
     def _load_raw(self, chunk: Chunk) -> tuple[OpenChunk, list[int]]:
         path = self.path_of(chunk.handle)
         file = self.disk.open(path)
         try:
-            state, damaged = load_state(file, chunk.handle, self.chunk_size)
+            state, damaged = load_state(file, chunk.handle, self.chunk_size, power_lost=self._power_lost)
         except BaseException:
             file.close()
             raise
@@ -448,7 +461,10 @@ class ChunkStore:
         if live is not None:
             self.fdatasync(live.file)
             return
-        file = self.disk.open(self.path_of(handle))
+        try:
+            file = self.disk.open(self.path_of(handle))
+        except FileNotFoundError:
+            return  # deleted behind our back: found out when it is used
         try:
             self.fdatasync(file)
         finally:

@@ -43,7 +43,7 @@ def _has_no_default(field: dataclasses.Field[Any]) -> bool:
 
 def _convert(path: Path, key: str, value: Any, hint: Any) -> Any:
     try:
-        if hint is int and isinstance(value, str) and key.endswith(("_bytes", "_size")):
+        if hint is int and isinstance(value, str) and key.endswith(("_bytes", "_size", "_bytes_per_second")):
             return parse_size(value)
         if isinstance(value, str) and hint in (Path, Path | None):
             return Path(value)

@@ -47,7 +47,7 @@ def _show(state: dict[str, Any]) -> None:
     click.echo(f"chunks: {chunks['total']} in all, {counts}")
     click.echo()
     print_table(
-        ("CHUNKSERVER", "ADDRESS", "RACK", "STATE", "CHUNKS", "USED", "OF"),
+        ("CHUNKSERVER", "ADDRESS", "RACK", "STATE", "CHUNKS", "USED", "OF", "SCRUBBED"),
         [
             (
                 server["id"],
@@ -57,7 +57,21 @@ def _show(state: dict[str, Any]) -> None:
                 server["chunks"],
                 human_size(server["used_bytes"]),
                 human_size(server["total_bytes"]),
+                _scrubbed(server["scrub"]),
             )
             for server in state["chunkservers"]
         ],
     )
+
+
+def _scrubbed(scrub: dict[str, Any]) -> str:
+    """How the check of all that a server has is going, and what it found."""
+    import datetime
+
+    if scrub["percent"]:
+        text = f"{scrub['percent']:.0f}% of this pass"
+    elif scrub["finished"]:
+        text = datetime.datetime.fromtimestamp(scrub["finished"]).strftime("%Y-%m-%d %H:%M")
+    else:
+        text = "not yet"
+    return f"{text}, {scrub['bad']} bad" if scrub["bad"] else text

@@ -22,6 +22,7 @@ from gfsmount.localcluster import UpOptions
 @click.option("--lease-seconds", type=float, help="How long leases and sessions last (default 60).")
 @click.option("--trash-seconds", type=int, help="How long deleted files can be restored (default 86400); 0: not.")
 @click.option("--racks", type=int, help="Spread the chunkservers over so many racks (default 1).")
+@click.option("--scrub-rate", type=Size(), help="Bytes per second each chunkserver verifies when idle (default 8MiB).")
 def command(
     root: Path,
     mounts: tuple[str, ...],
@@ -31,12 +32,16 @@ def command(
     lease_seconds: float | None,
     racks: int | None,
     trash_seconds: int | None,
+    scrub_rate: int | None,
 ) -> None:
     """Start, or repair, a local cluster: a master, chunkservers and mounts as detached processes.
 
     Returns when it is usable. What runs is left alone, what is dead is started again with its state.
     """
-    options = UpOptions(mounts, chunkservers, replication, chunk_size, lease_seconds, racks, trash_seconds)
+    options = UpOptions(
+        mounts=mounts, chunkservers=chunkservers, replication=replication, chunk_size=chunk_size,
+        lease_seconds=lease_seconds, racks=racks, trash_seconds=trash_seconds, scrub_rate=scrub_rate,
+    )  # fmt: skip
     try:
         spec = cluster(root).up(options)
     except GfsError as error:

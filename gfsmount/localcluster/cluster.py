@@ -178,6 +178,7 @@ class LocalCluster:
                 "control_port": server.control_port,
                 "directory": str(self.layout.data_directory(server.name)),
                 "rack": server.rack,
+                "scrub_bytes_per_second": spec.scrub_rate,
             },
         )
         return processes.Starting(

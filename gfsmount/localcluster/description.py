@@ -37,6 +37,7 @@ class UpOptions:
     lease_seconds: float | None = None
     racks: int | None = None
     trash_seconds: int | None = None
+    scrub_rate: int | None = None
 
 
 def describe(known: ClusterSpec | None, options: UpOptions) -> ClusterSpec:
@@ -57,6 +58,8 @@ def describe(known: ClusterSpec | None, options: UpOptions) -> ClusterSpec:
     else:
         spec = known
         _check_unchanged(spec, options)
+    if options.scrub_rate is not None:
+        spec.scrub_rate = options.scrub_rate
     _add_chunkservers(spec, options.chunkservers if options.chunkservers is not None else (0 if known else 3), ports)
     for mountpoint in options.mounts:
         _add_mount(spec, os.path.abspath(mountpoint))
@@ -73,6 +76,7 @@ def _check_ranges(options: UpOptions) -> None:
         (options.racks, "--racks", 1, _CHUNKSERVERS_MAX),
         (options.lease_seconds, "--lease-seconds", 1, 3600),
         (options.trash_seconds, "--trash-seconds", 0, _TRASH_SECONDS_MAX),
+        (options.scrub_rate, "--scrub-rate", 0, 1 << 40),
     ):
         if value is not None and not least <= value <= most:
             raise GfsError(Code.INVALID, f"{name} must be {least} to {most}")

@@ -44,6 +44,7 @@ class ClusterSpec(msgspec.Struct, forbid_unknown_fields=True):
     master_port: int
     stream_port: int
     trash_seconds: int = TRASH_SECONDS_DEFAULT
+    scrub_rate: int = 8 * 1024 * 1024  # bytes per second and chunkserver
     chunkservers: list[ServerSpec] = []
     mounts: list[MountSpec] = []
 

@@ -26,13 +26,17 @@ CHUNK_BYTES = 1024 * 1024
 class MemoryCluster:
     """Nodes by name: `master`, `cs1`, `cs2`… A killed node keeps its disk and comes back with it."""
 
-    def __init__(self, nursery: trio.Nursery, chunkservers: int, replication: int, trash_seconds: int) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, chunkservers: int, replication: int, trash_seconds: int,
+        server_options: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self.network = MemoryNetwork()
         self.disks: dict[str, MemoryDisk] = {}
         self._nursery = nursery
         self._scopes: dict[str, trio.CancelScope] = {}
         self._replication = replication
         self._trash_seconds = trash_seconds
+        self._server_options = server_options or {}
         self.names = [f"cs{number + 1}" for number in range(chunkservers)]
 
     async def start(self, name: str) -> None:
@@ -45,7 +49,7 @@ class MemoryCluster:
             )
             role: Any = run_master
         else:
-            config = ChunkserverConfig(master=f"master:{MASTER_PORT}", host=name)
+            config = ChunkserverConfig(master=f"master:{MASTER_PORT}", host=name, **self._server_options)
             role = run_chunkserver
         await self._nursery.start(partial(self._run, name, role, config, env))
 
@@ -74,10 +78,11 @@ class MemoryCluster:
 
 @asynccontextmanager
 async def memory_cluster(
-    chunkservers: int = 3, replication: int = 3, trash_seconds: int = 86400
-) -> AsyncIterator[MemoryCluster]:
+    chunkservers: int = 3, replication: int = 3, trash_seconds: int = 86400,
+    server_options: dict[str, Any] | None = None,
+) -> AsyncIterator[MemoryCluster]:  # fmt: skip
     async with trio.open_nursery() as nursery:
-        cluster = MemoryCluster(nursery, chunkservers, replication, trash_seconds)
+        cluster = MemoryCluster(nursery, chunkservers, replication, trash_seconds, server_options)
         await cluster.start("master")
         for name in cluster.names:
             await cluster.start(name)

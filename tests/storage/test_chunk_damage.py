@@ -57,6 +57,92 @@ def test_flipped_byte_anywhere_is_detected_or_harmless() -> None:
             assert detected
 
 
+def _zero(disk: MemoryDisk, path: str, start: int, size: int) -> None:
+    for place in range(start, start + size):
+        disk.corrupt(path, place, disk.contents(path)[place])
+
+
+@pytest.mark.parametrize("page", range(fmt.HEADER_PAGES))
+@pytest.mark.parametrize("mutations", range(6))
+def test_a_zeroed_header_page_is_no_older_state_in_silence(mutations: int, page: int) -> None:
+    disk = MemoryDisk()
+    store = open_store(disk)
+    chunk = store.create(1, 1)
+    for number in range(mutations):
+        chunk.write([(number * 100, b"x" * 100)], sync=number == 2)
+    store.close()
+    _zero(disk, chunk.path, page * fmt.PAGE_BYTES, fmt.PAGE_BYTES)
+    store = open_store(disk)
+    assert [handle for handle, _, _ in store.scan()] == [1] and store.corrupt_handles() == [1]
+    again = store.get(1)
+    assert again.length <= 100 * mutations and again.doubtful
+    again.verify()
+    assert again.corrupt
+
+
+def test_zeroed_headers_are_not_taken_for_a_creation_that_was_never_finished() -> None:
+    disk, path, _ = _written()
+    _zero(disk, path, 0, fmt.TABLE_START)
+    store = open_store(disk)
+    assert list(store.scan()) == [(1, 0, 0)] and store.corrupt_handles() == [1]
+    with pytest.raises(GfsError) as caught:
+        store.get(1).read(0, 10)
+    assert caught.value.code is Code.CHECKSUM_MISMATCH
+    assert disk.contents(path), "what may be looked at by somebody is kept"
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, 5000, 8192, 12288, 16384, 20000, 90_000])
+def test_a_truncated_file_is_damaged_or_gone(size: int) -> None:
+    disk, path, content = _written()
+    disk.open(path).truncate(size)
+    store = open_store(disk)
+    found = list(store.scan())
+    if not found:
+        assert size < fmt.TABLE_START, "short enough for a creation that was never finished: nothing in it to lose"
+        return
+    chunk = store.get(1)
+    try:
+        data = bytes(chunk.read(0, 1000))
+    except GfsError as error:
+        assert error.code is Code.CHECKSUM_MISMATCH
+    else:
+        assert data == content[:1000] or (len(data) < 1000 and chunk.doubtful)
+    assert chunk.corrupt or chunk.verify()
+
+
+def test_verify_sees_what_a_server_that_is_running_has_in_memory_only() -> None:
+    """Header and table are read once: what happens to them on the disk later is found by the scrub."""
+    for place in (fmt.PAGE_BYTES + 50, 2 * fmt.PAGE_BYTES + 50, fmt.TABLE_START + 1):
+        disk, path, content = _written()
+        store = open_store(disk)
+        chunk = store.get(1)
+        assert bytes(chunk.read(0, 10)) == content[:10]
+        disk.corrupt(path, place)
+        assert bytes(chunk.read(0, 10)) == content[:10]
+        assert chunk.verify() == [] and chunk.corrupt, place
+        disk.corrupt(path, place)
+        assert chunk.verify() == [] and not chunk.corrupt
+
+
+def test_a_chunk_whose_file_is_gone_is_no_obstacle_to_others() -> None:
+    disk = MemoryDisk()
+    store = open_store(disk)
+    gone, other = store.create(1, 1), store.create(2, 1)
+    for chunk in (gone, other):
+        chunk.write([(0, bytes(2 * BLOCK_BYTES))], sync=True)
+        chunk.write([(10, b"overwritten")])
+    for chunk in (gone, other):
+        assert chunk.close_if_idle()
+    disk.unlink(gone.path)
+    assert not store.present(1) and store.present(2)
+    with pytest.raises(GfsError) as caught:
+        gone.read(0, 10)
+    assert caught.value.code is Code.UNKNOWN_CHUNK
+    store.journal.checkpoint()
+    store.delete(1)
+    assert store.handles() == [2] and other.verify() == []
+
+
 def test_damaged_block_is_not_overwritten_in_part_but_the_others_are_served() -> None:
     disk, path, content = _written()
     disk.corrupt(path, fmt.data_start(CHUNK_BYTES) + BLOCK_BYTES + 5)

@@ -13,7 +13,6 @@ from gfscore.replica.grants import VerifiedGrant, check_version
 from gfscore.replica.reconcile import NO_DOUBT, RESTARTED
 from gfscore.replica.serial import Turn
 from gfscore.server.chunkserver.mutation import Mutation
-from gfscore.server.chunkserver.store_io import is_damage
 from gfscore.storage.chunk_store import Chunk
 
 if TYPE_CHECKING:
@@ -32,6 +31,16 @@ async def apply_in_order(
     Those that were applied before are skipped. Raises GfsError: STALE_VERSION, SERIAL_GAP, or what the disk says; after
     a failure the replica takes no more mutations of this version.
     """
+    try:
+        return await _apply_in_turn(node, replica, grant, serial, mutations)
+    except GfsError as error:
+        node.replicas.found_damage(replica.handle, error)
+        raise
+
+
+async def _apply_in_turn(
+    node: Node, replica: Replica, grant: VerifiedGrant, serial: int, mutations: Sequence[Mutation]
+) -> int:
     while True:
         check_version(grant, replica.chunk.version)
         if replica.gate.check(serial) is Turn.LATER:
@@ -62,11 +71,9 @@ async def _apply_locked(
     try:
         run = node.io.quick if sum(mutation.cost for mutation in new) <= QUICK_BYTES_MAX else node.io.run
         length = await run(_apply_all, chunk, new, grant.pad_byte)
-    except BaseException as error:
+    except BaseException:
         gate.close()
         replica.doubt = max(replica.doubt, RESTARTED)
-        if isinstance(error, GfsError) and is_damage(error):
-            node.report_corrupt(replica, error)
         raise
     for number in range(gate.applied + 1, last + 1):
         gate.done(number, length)

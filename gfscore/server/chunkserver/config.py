@@ -10,7 +10,7 @@ from gfscore.errors import Code, GfsError
 
 @dataclass(frozen=True)
 class ChunkserverConfig:
-    """Settings of one chunkserver. Ports may be 0: any free one."""
+    """Settings of one chunkserver. Ports may be 0: any free one. Raises GfsError(INVALID) for values that cannot be."""
 
     master: str  # HOST:PORT of the master's control port
     host: str = "127.0.0.1"  # listens here
@@ -20,7 +20,15 @@ class ChunkserverConfig:
     directory: Path | None = None  # the data directory: the root of the `Env`'s disk
     rack: str = "default"
     push_buffer_bytes: int = 64 * 1024 * 1024
+    scrub_bytes_per_second: int = 8 * 1024 * 1024  # how fast idle time verifies what is stored; 0: never
+    scrub_pause_seconds: float = 3600.0  # from the end of one pass over everything to the next
     log_level: str = "INFO"
+
+    def __post_init__(self) -> None:
+        if self.scrub_bytes_per_second < 0:
+            raise GfsError(Code.INVALID, f"scrub_bytes_per_second = {self.scrub_bytes_per_second} is less than 0")
+        if not self.scrub_pause_seconds > 0:
+            raise GfsError(Code.INVALID, f"scrub_pause_seconds = {self.scrub_pause_seconds:g} is not more than 0")
 
     @property
     def master_address(self) -> tuple[str, int]:

@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from gfscore.checksum import crc32c
 from gfscore.errors import Code, GfsError
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.replica.lease import LeaseState
 from gfscore.rpc.transport import CallContext
+from gfscore.storage.chunk_store import Chunk
+from gfscore.storage.chunk_verify import PIECE_BYTES as VERIFY_BYTES
+from gfscore.storage.chunk_verify import describe_damage, verify_headers, verify_piece
 
 if TYPE_CHECKING:
     from gfscore.server.chunkserver.node import Node
@@ -88,9 +92,9 @@ class Control:
         reports = []
         for replica, primary in ended:
             await primary.quiet()
-            reports.append(
-                pb.ChunkReport(handle=replica.handle, version=replica.chunk.version, length=replica.chunk.length)
-            )
+            report = replicas.report(replica.handle)
+            if report is not None:
+                reports.append(report)
         return pb.RevokeReply(chunks=reports)
 
     async def collect(self, request: pb.CollectRequest, context: CallContext) -> pb.Empty:
@@ -114,6 +118,9 @@ class Control:
             chunks=len(node.replicas.index),
             resident_bytes=int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES,
             calls=node.calls,
+            scrub_percent=node.scrub.percent,
+            scrub_finished_ns=node.scrubbed.finished_ns,
+            scrub_bad=node.replicas.bad_found,
         )
 
     async def _inspect(self, handle: int, verify: bool) -> pb.InspectReply.Item:
@@ -126,20 +133,38 @@ class Control:
             item.path = node.env.disk.real_path(chunk.path)
             item.primary = replica.primary is not None and replica.primary.lease.state is LeaseState.SERVING
             if verify:
-                bad = await node.io.run(chunk.verify)
-                if bad or chunk.corrupt:
-                    raise GfsError(Code.CHECKSUM_MISMATCH, f"{len(bad)} blocks do not match their checksums")
+                await self._verify(chunk)
+                # After the data: what is compared with other replicas is as new as can be.
+                length, tail, table = await node.io.run(chunk.block_checksums)
+                item.version, item.length = chunk.version, length
+                item.digest = crc32c(table, crc32c(tail.to_bytes(4, "little")))
+            elif chunk.doubtful:
+                raise GfsError(Code.CHECKSUM_MISMATCH, "a header page is damaged")
         except GfsError as error:
             item.error, item.message = error.code, error.message
-            if error.code is Code.CHECKSUM_MISMATCH:
-                node.replicas.mark_corrupt(handle)
+            node.replicas.found_damage(handle, error)
         return item
 
+    async def _verify(self, chunk: Chunk) -> None:
+        """Read and check all of it, piece by piece. Raises GfsError(CHECKSUM_MISMATCH) and says what is bad."""
+        run, store, replicas = self._node.io.run, self._node.store, self._node.replicas
+        good = await run(verify_headers, chunk, store)
+        bad: list[int] = []
+        start = 0
+        while start < chunk.length:
+            bad += await run(verify_piece, chunk, store, start)
+            start += VERIFY_BYTES
+        if bad or not good:
+            raise GfsError(Code.CHECKSUM_MISMATCH, describe_damage(bad))
+        chunk.corrupt = False
+        replicas.mark_sound(chunk.handle)
+
     def _answer_error(self, handle: int, answer: pb.PrepareReply.Item, error: GfsError) -> None:
+        replicas = self._node.replicas
+        replicas.found_damage(handle, error)
         answer.error = error.code
-        replica = self._node.replicas.loaded(handle)
-        if replica is not None:
-            answer.version, answer.length = replica.chunk.version, replica.chunk.length
+        if replicas.loaded(handle) is not None:
+            answer.version, answer.length = replicas.current(handle) or (0, 0)
 
     def _check_epoch(self, epoch: int) -> None:
         if epoch != self._node.session.epoch:

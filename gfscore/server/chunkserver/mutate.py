@@ -149,7 +149,12 @@ class Mutations:
             raise GfsError(Code.BAD_GRANT, f"the grant is for chunks of {grant.chunk_size} bytes")
         node.replicas.check_not_revoked(grant)
         replica = await node.replicas.for_grant(grant)
-        check_version(grant, replica.chunk.version)
+        try:
+            check_version(grant, replica.chunk.version)
+            node.replicas.check_sound(replica)
+        except GfsError as error:
+            node.replicas.found_damage(grant.handle, error)
+            raise
         primary = replica.primary
         if primary is None or primary.lease.grant.version != grant.version:
             primary = replica.primary = Primary(node, replica, grant, message)
@@ -218,6 +223,9 @@ class Mutations:
                 replica.chunk.replace, offset, payload[:size], request.length, bytes(payload[size:])
             )
             return replica.chunk.length
+        except GfsError as error:
+            self._node.replicas.found_damage(replica.handle, error)
+            raise
         finally:
             replica.lock.release()
 

@@ -8,16 +8,17 @@ from collections.abc import Callable
 import trio
 
 from gfscore.env.interfaces import Env
-from gfscore.errors import GfsError
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.replica.grants import Session
 from gfscore.replica.lease import Lease
+from gfscore.server.chunkserver import scrub_state
 from gfscore.server.chunkserver.config import ChunkserverConfig
 from gfscore.server.chunkserver.grants import GrantVerifier
 from gfscore.server.chunkserver.identity import Identity
 from gfscore.server.chunkserver.peers import Peers
 from gfscore.server.chunkserver.pushes import Pushes
 from gfscore.server.chunkserver.replicas import Replica, ReplicaTable
+from gfscore.server.chunkserver.scrub import Scrub
 from gfscore.server.chunkserver.store_io import StoreIo
 from gfscore.storage.buffers import BufferPool
 from gfscore.storage.chunk_store import ChunkStore
@@ -26,10 +27,11 @@ log = logging.getLogger(__name__)
 
 
 class Node:
-    """One running chunkserver. `store` and `replicas` exist from `open_store` on; handlers run only when `ready`."""
+    """One running chunkserver. What is on its disk is known from `open_store` on; handlers run only when `ready`."""
 
     store: ChunkStore
     replicas: ReplicaTable
+    scrubbed: scrub_state.ScrubState
 
     def __init__(self, config: ChunkserverConfig, env: Env, identity: Identity) -> None:
         self.config = config
@@ -44,6 +46,7 @@ class Node:
         self.pool = BufferPool()
         self.pushes = Pushes(env.clock, self.peers, self.pool, config.push_buffer_bytes)
         self.calls: dict[str, int] = {}
+        self.scrub = Scrub(self)
         self.ready = False
         self.beat_wanted = trio.Event()
         self.failures: dict[tuple[int, str], pb.ChunkReport] = {}  # (handle, server) → what to report
@@ -56,8 +59,11 @@ class Node:
             return
         self.store = ChunkStore(self.env.disk, chunk_size, pool=self.pool)
         await self.io.run(self.store.open_all)
-        self.replicas = ReplicaTable(self.io, self.store)
+        self.replicas = ReplicaTable(self.io, self.store, self.beat_soon)
         await self.replicas.open()
+        self.scrubbed = await self.io.run(scrub_state.load, self.env.disk)
+        for handle in self.scrubbed.corrupt:
+            self.replicas.mark_corrupt(handle, "found before the restart")
         self.ready = True
         log.info("event=store_opened chunks=%d chunk_size=%d", len(self.replicas.index), chunk_size)
 
@@ -73,12 +79,6 @@ class Node:
             self.failures[replica.handle, server_id] = pb.ChunkReport(
                 handle=replica.handle, version=lease.grant.version, length=replica.chunk.length
             )
-        self.beat_soon()
-
-    def report_corrupt(self, replica: Replica, error: GfsError) -> None:
-        """The stored bytes of `replica` do not match their checksums [00127]."""
-        log.error("event=chunk_corrupt chunk=%016x error=%r", replica.handle, str(error))
-        self.replicas.mark_corrupt(replica.handle)
         self.beat_soon()
 
     # ------------------------------------------------------------ the end

@@ -42,6 +42,7 @@ async def start_lease(node: Node, replica: Replica, primary: Primary) -> None:
             lease.serve(replica.chunk.length)
     except GfsError as error:
         log.warning("event=reconcile_failed chunk=%016x error=%r", replica.handle, str(error))
+        node.replicas.found_damage(replica.handle, error)
         lease.fail()
     finally:
         if lease.failed_servers:
@@ -76,7 +77,14 @@ async def _make_equal(
                 grant=primary.grant_message, serial=0, kind=COPY, length=step.length_after,
                 extents=[pb.Extent(offset=step.offset, length=step.size)],
             )  # fmt: skip
-            buffer = await node.io.run(replica.chunk.read_pooled, step.offset, step.size)
+            try:
+                buffer = await node.io.run(replica.chunk.read_pooled, step.offset, step.size)
+            except GfsError as error:
+                # Not the other one's fault: this replica must not be the one that the others are made equal to.
+                log.warning("event=reconcile_failed chunk=%016x error=%r", grant.handle, str(error))
+                node.replicas.found_damage(grant.handle, error)
+                primary.lease.fail()
+                return
             try:
                 await channel.call("Apply", request, buffer.view, mine.clients, timeout=_COPY_SECONDS)
             finally:

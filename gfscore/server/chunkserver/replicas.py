@@ -6,7 +6,8 @@ held here. The table creates a fresh chunk's replica on first use (rule 13) and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable
 
 import trio
 
@@ -16,8 +17,10 @@ from gfscore.replica.grants import VerifiedGrant
 from gfscore.replica.reconcile import NO_DOUBT, POWER_LOST, RESTARTED
 from gfscore.replica.serial import SerialGate
 from gfscore.server.chunkserver.primary import Primary
-from gfscore.server.chunkserver.store_io import StoreIo
+from gfscore.server.chunkserver.store_io import StoreIo, is_damage
 from gfscore.storage.chunk_store import Chunk, ChunkStore
+
+log = logging.getLogger(__name__)
 
 _SCAN_SLICE = 256
 _REVOKED_MAX = 200_000
@@ -75,13 +78,16 @@ class Replica:
 class ReplicaTable:
     """All replicas of this server."""
 
-    def __init__(self, io: StoreIo, store: ChunkStore) -> None:
+    def __init__(self, io: StoreIo, store: ChunkStore, beat_soon: Callable[[], None]) -> None:
         self.store = store
+        self.bad_found = 0  # replicas that turned out damaged or missing since the start
         self.beat = 0  # number of the heartbeat that is being prepared
         self.index: dict[int, tuple[int, int]] = {}  # handle → (version, length when last looked at)
         self.changed: set[int] = set()  # handles to report
-        self.corrupt: set[int] = set()
+        self.corrupt: set[int] = set()  # damaged ones: they take no mutation and no new version
+        self.missing: set[int] = set()  # whose files disappeared, until the master has heard it
         self._io = io
+        self._beat_soon = beat_soon
         self._loaded: dict[int, Replica] = {}
         self._forget_at = _LOADED_MAX
         self._revoked: dict[int, None] = {}
@@ -99,6 +105,8 @@ class ReplicaTable:
             self.index.update((handle, (version, length)) for handle, version, length in found)
             if len(found) < _SCAN_SLICE:
                 break
+        for handle in self.store.corrupt_handles():
+            self.mark_corrupt(handle, "found when the server started")
 
     # ------------------------------------------------------------ finding
 
@@ -134,6 +142,7 @@ class ReplicaTable:
 
     def _created(self, handle: int, chunk: Chunk) -> Replica:
         self.index[handle] = (chunk.version, chunk.length)
+        self.missing.discard(handle)
         self.changed.add(handle)
         replica = self._add(handle, chunk, SerialGate())
         replica.changed_beat = self.beat
@@ -151,7 +160,7 @@ class ReplicaTable:
         # Those loaded first come first. What is forgotten takes no mutation before a new version, as after a restart.
         for handle, replica in list(self._loaded.items())[: _LOADED_MAX // 4]:
             if not replica.busy() and (replica.primary is None or replica.primary.lease.ended):
-                self.index[handle] = (replica.chunk.version, replica.chunk.length)
+                self.current(handle)
                 del self._loaded[handle]
 
     # ------------------------------------------------------------ changing
@@ -159,8 +168,8 @@ class ReplicaTable:
     async def prepare(self, handle: int, version: int, old_version: int, truncate: int | None) -> Replica:
         """Take a replica to a new version, durable, which ends every lease on the old one (rule 1).
 
-        Raises GfsError: STALE_VERSION when the replica is not at `old_version`; UNKNOWN_CHUNK, and it will never be
-        created here then. Repeating it is fine.
+        Raises GfsError: STALE_VERSION when the replica is not at `old_version`; CHECKSUM_MISMATCH when it is damaged:
+        such a one is in no new set; UNKNOWN_CHUNK, and it will never be created here then. Repeating it is fine.
         """
         if handle not in self.index:
             self.revoke_unseen(handle)
@@ -168,9 +177,11 @@ class ReplicaTable:
         await replica.take_lock()
         try:
             chunk = replica.chunk
-            if chunk.version == version:
+            has_version = chunk.version
+            self.check_sound(replica)
+            if has_version == version:
                 return replica
-            if chunk.version != old_version:
+            if has_version != old_version:
                 raise GfsError(Code.STALE_VERSION, f"chunk {handle:016x} has version {chunk.version} here")
             replica.end_lease()
             await self._io.run(self.store.set_version, handle, old_version, version, truncate)
@@ -198,6 +209,7 @@ class ReplicaTable:
         try:
             if source.chunk.version != version:
                 raise GfsError(Code.STALE_VERSION, f"chunk {handle:016x} has version {source.chunk.version} here")
+            self.check_sound(source)
             chunk = await self._io.run(self.store.clone, handle, version, new_handle, new_version, truncate)
             made = self._created(new_handle, chunk)
             made.doubt = source.doubt
@@ -225,6 +237,7 @@ class ReplicaTable:
             self._loaded.pop(handle, None)
             self.changed.discard(handle)
             self.corrupt.discard(handle)
+            self.missing.discard(handle)
         finally:
             replica.lock.release()
             replica.wake()
@@ -267,16 +280,70 @@ class ReplicaTable:
     # ------------------------------------------------------------ reporting
 
     def report(self, handle: int) -> pb.ChunkReport | None:
-        """What the master is told about a chunk; None when it is not here."""
-        entry = self.index.get(handle)
+        """What the master is told about a chunk; None when it is not here, and was not. Version 0: it is gone."""
+        entry = self.current(handle)
         if entry is None:
-            return None
-        replica = self._loaded.get(handle)
-        if replica is not None:
-            entry = self.index[handle] = (replica.chunk.version, replica.chunk.length)
+            return pb.ChunkReport(handle=handle) if handle in self.missing else None
         return pb.ChunkReport(handle=handle, version=entry[0], length=entry[1], corrupt=handle in self.corrupt)
 
-    def mark_corrupt(self, handle: int) -> None:
-        """Its stored bytes do not match their checksums."""
+    def current(self, handle: int) -> tuple[int, int] | None:
+        """(version, length) as far as it is known: of a replica that cannot be read any more, what it was before."""
+        entry = self.index.get(handle)
+        replica = self._loaded.get(handle)
+        if entry is not None and replica is not None:
+            try:
+                entry = self.index[handle] = (replica.chunk.version, replica.chunk.length)
+            except GfsError as error:
+                self.found_damage(handle, error)
+                entry = self.index.get(handle)
+        return entry
+
+    # ------------------------------------------------------------ damage [00127], [00131]
+
+    def check_sound(self, replica: Replica) -> None:
+        """Raises GfsError(CHECKSUM_MISMATCH) for a replica that is known to be damaged."""
+        handle = replica.handle
+        if replica.chunk.corrupt and handle not in self.corrupt:
+            self.mark_corrupt(handle, "a header page is damaged")
+        if handle in self.corrupt:
+            raise GfsError(Code.CHECKSUM_MISMATCH, f"the replica of chunk {handle:016x} here is damaged")
+
+    def found_damage(self, handle: int, error: GfsError) -> None:
+        """Something of the replica could not be used: `error` says whether that is damage. The master hears of it."""
+        if is_damage(error):
+            self.mark_corrupt(handle, str(error))
+        elif error.code is Code.UNKNOWN_CHUNK and handle in self.index and not self.store.present(handle):
+            log.error("event=chunk_missing chunk=%016x error=%r", handle, str(error))
+            self.bad_found += 1
+            self._end_lease(handle)
+            self.store.forget(handle)
+            self.index.pop(handle, None)
+            self._loaded.pop(handle, None)
+            self.corrupt.discard(handle)
+            self.missing.add(handle)
+            self.changed.add(handle)
+            self._beat_soon()
+
+    def mark_corrupt(self, handle: int, reason: str) -> None:
+        """Its stored bytes do not match their checksums, or cannot be read. A lease held on it ends."""
+        if handle in self.corrupt or handle not in self.index:
+            return
+        log.error("event=chunk_corrupt chunk=%016x error=%r", handle, reason)
+        self.bad_found += 1
         self.corrupt.add(handle)
         self.changed.add(handle)
+        self._end_lease(handle)
+        self._beat_soon()
+
+    def mark_sound(self, handle: int) -> None:
+        """All of it was read and verified."""
+        if handle in self.corrupt:
+            log.warning("event=chunk_sound_again chunk=%016x", handle)
+            self.corrupt.discard(handle)
+            self.changed.add(handle)
+            self._beat_soon()
+
+    def _end_lease(self, handle: int) -> None:
+        replica = self._loaded.get(handle)
+        if replica is not None and replica.primary is not None:
+            replica.primary.lease.fail()

@@ -64,6 +64,7 @@ async def _start(node: Node, nursery: trio.Nursery, task_status: trio.TaskStatus
     node.address.control_port = control_port
     nursery.start_soon(MasterSession(node, nursery).run)
     nursery.start_soon(_age, node)
+    nursery.start_soon(node.scrub.run)
     log.info(
         "event=started server=%s host=%s port=%d control_port=%d rack=%s",
         node.server_id, config.reachable_host, port, control_port, config.rack,

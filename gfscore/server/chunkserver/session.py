@@ -5,6 +5,7 @@ master says that this server does not belong to it.
 from __future__ import annotations
 
 import logging
+from itertools import islice
 
 import trio
 
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 _CALL_SECONDS = 5.0
 _BACKOFF_SECONDS_MIN = 0.1
 _BACKOFF_SECONDS_MAX = 2.0
+_CORRUPT_SLICE = 100
 _ROLLING_SLICE = 200  # chunks per heartbeat that are reported again though nothing is known to have changed
 _FATAL = frozenset({Code.WRONG_CLUSTER, Code.WRONG_PROTOCOL, Code.BUSY})
 
@@ -129,6 +131,9 @@ class MasterSession:
             free_bytes=free,
             used_bytes=node.store.used_bytes,
             chunk_count=len(table.index),
+            scrub_percent=node.scrub.percent,
+            scrub_finished_ns=node.scrubbed.finished_ns,
+            scrub_bad=table.bad_found,
         )
         first = self._first
         reported = self._choose(request)
@@ -143,8 +148,9 @@ class MasterSession:
         try:
             reply, _ = await self._channel.call("Heartbeat", request, timeout=_CALL_SECONDS)
         except GfsError:
-            table.changed.update(handle for handle in reported if handle in table.index)
+            table.changed.update(handle for handle in reported if handle in table.index or handle in table.missing)
             raise
+        table.missing.difference_update([r.handle for r in request.report if not r.version and not r.corrupt])
         node.session.heard(Epoch(request.epoch), sent_at)
         for handle in [released.handle for released in request.released]:
             self._released.pop(handle, None)
@@ -167,7 +173,8 @@ class MasterSession:
             request.first_report = True
             request.last_of_first = len(chosen) == len(self._first)
         else:
-            chosen = list(table.changed)[: self._slice]
+            # Damaged ones again and again: the master hears nothing of a chunk that it is busy with.
+            chosen = list(table.changed.union(islice(table.corrupt, _CORRUPT_SLICE)))[: self._slice]
             if len(chosen) < self._slice:
                 if not self._rolling:
                     self._rolling = list(table.index)
@@ -187,9 +194,9 @@ class MasterSession:
         for replica, primary in node.replicas.primaries():
             lease = primary.lease
             if lease.state is LeaseState.SERVING and lease.release_if_idle(now, node.session.seconds):
-                self._released[replica.handle] = pb.ChunkReport(
-                    handle=replica.handle, version=replica.chunk.version, length=replica.chunk.length
-                )
+                report = node.replicas.report(replica.handle)
+                if report is not None and not report.corrupt:
+                    self._released[replica.handle] = report
 
     async def _collect(self, handles: list[int], beat: int) -> None:
         for handle in handles:

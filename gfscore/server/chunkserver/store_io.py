@@ -14,9 +14,14 @@ T = TypeVar("T")
 
 
 def is_damage(error: GfsError) -> bool:
-    """The stored bytes are wrong, or the disk cannot give them back: the replica has to be replaced [00127]."""
-    cause = error.__cause__
-    return error.code is Code.CHECKSUM_MISMATCH or (isinstance(cause, OSError) and cause.errno == errno.EIO)
+    """The stored bytes are wrong, or the disk cannot give them back: the replica has to be replaced [00127].
+
+    Other errors of the operating system, such as too many open files, say nothing about the replica.
+    """
+    if error.code is Code.IO:
+        cause = error.__cause__
+        return not isinstance(cause, OSError) or cause.errno == errno.EIO
+    return error.code is Code.CHECKSUM_MISMATCH
 
 
 class StoreIo:

@@ -22,7 +22,7 @@ from gfscore.rpc.transport import CallContext
 from gfscore.server.master.calls import Calls
 from gfscore.server.master.chunk_calls import ChunkCalls
 from gfscore.server.master.leases import LeaseBook
-from gfscore.server.master.servers import Servers, ServerState
+from gfscore.server.master.servers import CORRUPT, Servers, ServerState
 from gfscore.server.master.sessions import Sessions
 from gfscore.server.master.state import MasterState
 
@@ -100,6 +100,9 @@ class Admin:
                 used_bytes=server.used_bytes,
                 total_bytes=server.total_bytes,
                 heard_seconds_ago=max(0.0, now - server.heard),
+                scrub_percent=server.scrub[0],
+                scrub_finished_ns=server.scrub[1],
+                scrub_bad=server.scrub[2],
             )
         return reply
 
@@ -171,7 +174,10 @@ class Admin:
         if record is None:
             return  # given up while the servers were asked
         lease = self._leases.find(handle)
+        stale = self._servers.stale.get(handle, {})
         chunk.version = record.version
+        chunk.goal = record.goal
+        chunk.references = record.references
         chunk.primary = lease.primary.id if lease is not None else ""
         for server in self._all_replicas(handle):
             item = items.get(server)
@@ -180,6 +186,8 @@ class Admin:
                 continue
             if item.error == Code.UNKNOWN_CHUNK:
                 state = "missing"
+            elif item.error in (Code.CHECKSUM_MISMATCH, Code.IO) or stale.get(server.id) == CORRUPT:
+                state = "corrupt"
             elif item.error or item.version != record.version:
                 state = "stale"
             else:

@@ -101,7 +101,7 @@ class Data:
             if chunk is None:
                 yield pb.ChunkLocation(index=index)
                 continue
-            replicas = self._servers.replicas(handle)
+            replicas = self._servers.replicas(handle) or self._servers.damaged(handle)
             if any(server.gone or server.suspect for server in replicas):
                 replicas.sort(key=lambda server: (server.gone, server.suspect))
             lease = self._leases.find(handle)

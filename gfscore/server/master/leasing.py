@@ -224,6 +224,9 @@ class Leasing:
         never to create it. Everybody has to say so where the file's length says that there may be data
         (`length_known`), or where no member is known because this master has just started.
         """
+        # One that is damaged or stale has been used.
+        if handle in self._servers.stale:
+            return False
         if fenced.missing and not length_known:
             return True
         return self._servers.heard_all and await self._fencing.nobody_has(handle, fenced.missing)

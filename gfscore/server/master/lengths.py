@@ -279,7 +279,7 @@ class Lengths:
         await self._servers.wait_for(unasked, REPORT_WAIT_SECONDS)
         by_server: dict[ServerState, list[int]] = {}
         for handle in unasked:
-            for server in self._fencing.candidates(handle):
+            for server in self._fencing.candidates(handle) or self._servers.damaged(handle):
                 by_server.setdefault(server, []).append(handle)
         found = await self._chunk_calls.inspect(by_server)
         for handle in unasked:

@@ -14,7 +14,7 @@ from gfscore.metadata.lengths import commit_length
 from gfscore.metadata.transaction import CLOCK, counter
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.server.master.leases import LeaseBook
-from gfscore.server.master.servers import Servers, ServerState
+from gfscore.server.master.servers import CORRUPT, Servers, ServerState
 from gfscore.server.master.state import MasterState
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 _COLLECT_MAX = 2000  # handles in one answer
 _UNKNOWN_MAX = 100_000  # per server; what does not fit is reported again some day
 _STALE_AT_ONCE = 1000  # chunks looked at in one go
-_CORRUPT = -1
 
 
 class Reports:
@@ -64,14 +63,25 @@ class Reports:
             if len(server.unknown) < _UNKNOWN_MAX:
                 server.unknown.add(handle)
         elif report.corrupt:
-            log.warning("event=corrupt_replica chunk=%016x server=%s", handle, server.id)
-            servers.remove_replica(handle, server.id, _CORRUPT)
+            self._corrupt(server, handle)
         elif version == chunk.version:
             servers.add_replica(handle, server)
         elif version < chunk.version:
             servers.remove_replica(handle, server.id, version)
         else:
             self._adopt(server, handle, version)
+
+    def _corrupt(self, server: ServerState, handle: int) -> None:
+        """A replica that is damaged: not read from, in no new set, and deleted only when another is there [00127]."""
+        if self._servers.stale.get(handle, {}).get(server.id) == CORRUPT:
+            return
+        log.warning("event=corrupt_replica chunk=%016x server=%s", handle, server.id)
+        self._servers.remove_replica(handle, server.id, CORRUPT)
+        lease = self._leases.find(handle)
+        if lease is not None and any(member.id == server.id for member in lease.replicas):
+            lease.broken = True  # above all when it is the primary: the next grant is another one's
+        if not self._servers.replicas(handle):
+            log.error("event=chunk_lost chunk=%016x reason='no replica of it is undamaged'", handle)
 
     def _adopt(self, server: ServerState, handle: int, version: int) -> None:
         """A version that was made durable there but never logged: it is the newest nevertheless (rule 1)."""

@@ -32,6 +32,8 @@ _DECAY_SECONDS = 10.0
 _PING_SECONDS = 1.0
 _GATHERING_SECONDS = 5.0  # in which the servers of before a restart come back, as a rule
 
+CORRUPT = -1  # in the place of a version: the replica is damaged
+
 Replicas = tuple["ServerState", ...]
 
 
@@ -40,7 +42,7 @@ class ServerState:
 
     __slots__ = (
         "channel", "chunk_count", "collect", "complete", "epoch", "free_bytes", "gone", "heard", "id", "incarnation",
-        "load", "message", "suspect", "total_bytes", "unknown", "used_bytes",
+        "load", "message", "scrub", "suspect", "total_bytes", "unknown", "used_bytes",
     )  # fmt: skip
 
     def __init__(self, message: pb.Server, epoch: int, incarnation: int, channel: Channel, load: ServerLoad) -> None:
@@ -55,6 +57,7 @@ class ServerState:
         self.suspect = False  # did not answer a call; cleared by its next heartbeat
         self.complete = False  # its first report is in
         self.chunk_count = 0
+        self.scrub = (0.0, 0, 0)  # percent of the pass under way, end of the last (ns since the epoch), bad ones found
         self.total_bytes = self.used_bytes = self.free_bytes = 0
         self.collect: set[int] = set()  # freed chunks that it has to delete
         self.unknown: set[int] = set()  # reported chunks that the state does not have
@@ -168,6 +171,7 @@ class Servers:
         server.total_bytes, server.used_bytes = request.total_bytes, request.used_bytes
         server.free_bytes = request.free_bytes
         server.chunk_count = request.chunk_count
+        server.scrub = (request.scrub_percent, request.scrub_finished_ns, request.scrub_bad)
         # What others put on the same disk counts too: full is full.
         server.load.total_bytes = request.total_bytes
         server.load.used_bytes = max(request.used_bytes, request.total_bytes - request.free_bytes)
@@ -254,6 +258,11 @@ class Servers:
                     server = current
             found.append(server)
         return found
+
+    def damaged(self, handle: int) -> list[ServerState]:
+        """Live servers with a damaged replica: the blocks that still verify can be read there."""
+        found = [self.by_id.get(server_id) for server_id, v in self.stale.get(handle, {}).items() if v == CORRUPT]
+        return [server for server in found if server is not None and not server.gone]
 
     def set_replicas(self, handle: int, servers: list[ServerState]) -> None:
         """A grant or a new version: exactly these have it now; any others are stale."""

@@ -97,6 +97,7 @@ class Cluster:
         self.disks = {host: MemoryDisk() for host in "abc"}
         self.disk_time = {host: SlowDisk() for host in "abc"}
         self.client = self.network.transport("client")
+        self.options: dict[str, Any] = {}  # of servers started from now on
         self._nursery = nursery
         self._scopes: dict[str, trio.CancelScope] = {}
         self._streams: dict[str, Channel] = {}
@@ -111,7 +112,7 @@ class Cluster:
     async def start_server(self, host: str) -> None:
         """Returns when it has registered."""
         self.master.by_host.pop(host, None)
-        config = ChunkserverConfig(master="master:7000", advertise_host=host)
+        config = ChunkserverConfig(master="master:7000", advertise_host=host, **self.options)
         env = memory_env(self.network.transport(host), disk=self.disks[host], seed=ord(host))
         env = replace(env, run_io=self.disk_time[host])
 

@@ -1,0 +1,218 @@
+"""What `gfs fsck` does, on a cluster in memory: every problem named, and none that is only a change under way."""
+
+from __future__ import annotations
+
+import random
+
+import trio
+import trio.testing
+from memory_cluster import CHUNK_BYTES, MemoryCluster, memory_cluster
+
+from gfscore.client import ROOT_INODE, Client, FileType
+from gfscore.client.paths import Paths
+from gfscore.client.verify import Verifier
+from gfscore.ids import BLOCK_BYTES
+from gfscore.storage import chunk_format as fmt
+
+DATA_START = fmt.data_start(CHUNK_BYTES)
+QUIET = {"scrub_bytes_per_second": 0}
+
+
+async def fsck(client: Client, path: str = "/") -> Verifier:
+    done = [0, 0]
+
+    def progress(more: int, verified: int) -> None:
+        done[0] += more
+        done[1] += verified
+
+    verifier = client.verifier(progress)
+    async for name, attr in Paths(client).walk(path):
+        if attr.type == FileType.FILE:
+            await verifier.check("/" + name.decode(), attr.inode)
+    await verifier.settle()
+    assert done[0] == done[1]
+    return verifier
+
+
+async def host_of(client: Client, server_id: str) -> str:
+    servers = (await client.status())["chunkservers"]
+    return next(str(server["address"]).split(":")[0] for server in servers if server["id"] == server_id)
+
+
+async def found(client: Client, verifier: Verifier) -> list[tuple[str, int, str, str]]:
+    return [
+        (problem.path, problem.index, problem.kind, await host_of(client, problem.server) if problem.server else "")
+        for problem in verifier.problems
+    ]
+
+
+async def replica_path(client: Client, path: str, index: int = 0) -> str:
+    info = await client.file_info((await Paths(client).stat(path)).inode)
+    handle = int(info["chunks"][index]["handle"], 16)
+    return f"chunks/{handle & 0xFF:02x}/{handle:016x}"
+
+
+async def released(client: Client) -> None:
+    """Every lease is given back."""
+    await trio.sleep(130)
+
+
+async def swap(cluster: MemoryCluster, host: str, path: str, contents: bytes) -> None:
+    """Another file in the place of a chunk's, while its server is down."""
+    await cluster.kill(host)
+    cluster.disks[host].put(path, contents)
+    await cluster.start(host)
+    await trio.sleep(3)
+
+
+async def test_links_and_snapshots_are_verified_once_and_all_is_well(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_cluster(server_options=QUIET) as cluster, cluster.client() as client:
+        paths = Paths(client, 1, 1)
+        await paths.makedirs("/d")
+        await paths.write("/d/f", bytes(2 * CHUNK_BYTES + 5))
+        await paths.write("/d/g", b"x")
+        await client.link((await paths.stat("/d/g")).inode, ROOT_INODE, b"link")
+        await paths.snapshot("/d", "/e")
+        verifier = await fsck(client)
+        assert (verifier.chunks, verifier.replicas, verifier.problems) == (4, 12, [])
+        assert set(verifier.replicas_by_server.values()) == {4}
+
+
+async def test_every_kind_of_problem_is_named_by_its_path(autojump_clock: trio.testing.MockClock) -> None:
+    rng = random.Random(1)
+    async with memory_cluster(server_options=QUIET) as cluster, cluster.client() as client:
+        paths = Paths(client, 1, 1)
+        for name in ("block", "header", "table", "gone", "lost", "fine"):
+            await paths.write(f"/{name}", rng.randbytes(CHUNK_BYTES + 2 * BLOCK_BYTES))
+        disks = cluster.disks
+        disks["cs1"].corrupt(await replica_path(client, "/block", 1), DATA_START + 7)
+        disks["cs2"].corrupt(await replica_path(client, "/header"), fmt.PAGE_BYTES + 7)
+        disks["cs3"].corrupt(await replica_path(client, "/table"), fmt.TABLE_START + 7)
+        disks["cs1"].unlink(await replica_path(client, "/gone"))
+        for name in cluster.names:
+            disks[name].corrupt(await replica_path(client, "/lost"), DATA_START + 7)
+        assert sorted(await found(client, await fsck(client))) == [
+            ("/block", 1, "corrupt", "cs1"),
+            ("/gone", 0, "missing", "cs1"),
+            ("/header", 0, "corrupt", "cs2"),
+            *(("/lost", 0, "corrupt", name) for name in cluster.names),
+            ("/lost", 0, "lost", ""),
+            ("/table", 0, "corrupt", "cs3"),
+        ]
+        assert (await fsck(client, "/fine")).problems == []
+
+
+async def test_a_server_that_is_down_and_what_it_missed(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_cluster(server_options=QUIET) as cluster, cluster.client() as client:
+        paths = Paths(client, 1, 1)
+        await paths.write("/f", bytes(1000))
+        await paths.write("/other", bytes(1000))
+        await cluster.kill("cs2")
+        assert await found(client, await fsck(client)) == [
+            ("/f", 0, "unreachable", "cs2"),
+            ("/other", 0, "unreachable", "cs2"),
+        ]
+        await paths.write("/f", b"new", 10)
+        await cluster.start("cs2")
+        await trio.sleep(3)
+        assert await found(client, await fsck(client)) == [("/f", 0, "stale", "cs2")]
+
+
+async def test_too_few_and_too_many_replicas(autojump_clock: trio.testing.MockClock) -> None:
+    two = memory_cluster(chunkservers=2, replication=3, server_options=QUIET)
+    async with two as cluster, cluster.client() as client:
+        await Paths(client, 1, 1).write("/f", bytes(1000))
+        assert await found(client, await fsck(client)) == [("/f", 0, "under_replicated", "")]
+    two = memory_cluster(chunkservers=2, replication=1, server_options=QUIET)
+    async with two as cluster, cluster.client() as client:
+        await Paths(client, 1, 1).write("/f", bytes(1000))
+        path = await replica_path(client, "/f")
+        have, other = sorted(cluster.names, key=lambda name: path not in cluster.disks[name].paths())
+        await released(client)
+        await swap(cluster, other, path, cluster.disks[have].contents(path))
+        assert await found(client, await fsck(client)) == [("/f", 0, "over_replicated", "")]
+
+
+async def test_replicas_that_differ_are_found_when_no_lease_is_active_and_become_equal(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_cluster(server_options=QUIET) as cluster, cluster.client() as client:
+        paths = Paths(client, 1, 1)
+        await paths.write("/f", bytes(3 * BLOCK_BYTES))
+        path = await replica_path(client, "/f")
+        older = cluster.disks["cs2"].contents(path)
+        await paths.write("/f", b"new", BLOCK_BYTES)
+        version = (await client.file_info((await paths.stat("/f")).inode))["chunks"][0]["version"]
+        await released(client)
+        await swap(cluster, "cs2", path, older)
+        verifier = await fsck(client)
+        assert await found(client, verifier) == [("/f", 0, "unequal", "")]
+        ((inode, index),) = verifier.unequal()
+        await client.reconcile(inode, index)
+        await verifier.recheck()
+        assert verifier.problems == []
+        await released(client)
+        info = await client.file_info(inode)
+        assert info["chunks"][0]["version"] > version and info["length"] == 3 * BLOCK_BYTES
+        assert (await fsck(client)).problems == []
+        attr = await paths.stat("/f")
+        assert not attr.length_pending and attr.size == 3 * BLOCK_BYTES
+
+
+async def test_what_is_well_at_a_second_look_is_no_problem(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_cluster(server_options=QUIET) as cluster, cluster.client() as client:
+        paths = Paths(client, 1, 1)
+        await paths.write("/f", bytes(3 * BLOCK_BYTES))
+        path = await replica_path(client, "/f")
+        older = cluster.disks["cs2"].contents(path)
+        await paths.write("/f", b"new", BLOCK_BYTES)
+        await released(client)
+        await swap(cluster, "cs2", path, older)
+        verifier = client.verifier(lambda more, done: None)
+        inode = (await paths.stat("/f")).inode
+        await verifier.check("/f", inode)
+        assert [problem.kind for problem in verifier.problems] == ["unequal"]
+        await client.reconcile(inode, 0)
+        await verifier.settle()
+        assert verifier.problems == []
+
+
+async def test_no_false_alarm_while_files_are_written_made_and_deleted(autojump_clock: trio.testing.MockClock) -> None:
+    four = memory_cluster(chunkservers=4, server_options=QUIET)
+    async with four as cluster, cluster.client("writer") as writer, cluster.client("checker") as checker:
+        paths = Paths(writer, 1, 1)
+        _, unwritten = await writer.create_file(ROOT_INODE, b"unwritten", 0o644, 1, 1)
+        stop = trio.Event()
+
+        async def append() -> None:
+            while not stop.is_set():
+                await paths.append("/log", b"record" * 5000)
+                await trio.sleep(0.01)
+
+        async def overwrite() -> None:
+            rng = random.Random(2)
+            _, file = await writer.create_file(ROOT_INODE, b"file", 0o644, 1, 1)
+            while not stop.is_set():
+                await file.write(rng.randrange(CHUNK_BYTES), rng.randbytes(1000))
+                await file.flush()
+                await trio.sleep(0.01)
+            await file.close()
+
+        async def come_and_go() -> None:
+            number = 0
+            while not stop.is_set():
+                await paths.write(f"/t{number}", bytes(100))
+                if number >= 3:
+                    await paths.remove(f"/t{number - 3}")
+                number += 1
+                await trio.sleep(0.05)
+
+        async with trio.open_nursery() as nursery:
+            for work in (append, overwrite, come_and_go):
+                nursery.start_soon(work)
+            await trio.sleep(1)
+            for _ in range(5):
+                verifier = await fsck(checker)
+                assert verifier.problems == [] and verifier.replicas >= 6
+            stop.set()
+        await unwritten.close()
