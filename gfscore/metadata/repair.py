@@ -27,7 +27,8 @@ class Site(NamedTuple):
 
     id: str
     rack: str
-    live: bool = True  # its replica counts: the server is up or suspect
+    live: bool = True  # its replica counts: the server is not given up
+    sure: bool = True  # and it was heard of just now: replicas elsewhere may go on the strength of this one
     draining: bool = False
     use: float = 0.0  # share of its disk that is used
 
@@ -68,7 +69,7 @@ def assess(sites: Sequence[Site], goal: int, *, racks: int, deleted: bool = Fals
         return Need(Action.CLONE, MISPLACED)
     if len(live) > goal:
         victim = surplus(live)
-        if victim:
+        if victim and sum(site.sure for site in staying if site.id != victim) >= goal:
             return Need(Action.DROP, SURPLUS, victim)
     return NOTHING
 

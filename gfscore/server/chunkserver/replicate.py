@@ -15,7 +15,6 @@ import trio
 
 from gfscore.checksum import crc32c
 from gfscore.errors import Code, GfsError
-from gfscore.ids import PIECE_BYTES
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.replica.reconcile import BlockState, CopyStep, plan_copy
 from gfscore.rpc.transport import CallContext, Channel

@@ -21,6 +21,7 @@ from gfscore.rpc.transport import CallContext
 from gfscore.server.master.calls import Calls
 from gfscore.server.master.chunk_calls import ChunkCalls
 from gfscore.server.master.leases import LeaseBook
+from gfscore.server.master.repair import Repair
 from gfscore.server.master.servers import Servers, ServerState
 from gfscore.server.master.sessions import Sessions
 from gfscore.server.master.state import MasterState
@@ -34,7 +35,7 @@ _FILE_INFO_CHUNKS_MAX = 100_000
 class Admin:
     def __init__(
         self, state: MasterState, env: Env, calls: Calls, sessions: Sessions, servers: Servers, leases: LeaseBook,
-        chunk_calls: ChunkCalls, defaults: Policy, chunk_size: int,
+        chunk_calls: ChunkCalls, repair: Repair, defaults: Policy, chunk_size: int,
     ) -> None:  # fmt: skip
         self.address = pb.Address()
         self._state = state
@@ -44,6 +45,7 @@ class Admin:
         self._servers = servers
         self._leases = leases
         self._chunk_calls = chunk_calls
+        self._repair = repair
         self._defaults = defaults
         self._chunk_size = chunk_size
         self._started = env.clock.boottime()
@@ -97,6 +99,7 @@ class Admin:
                 total_bytes=server.total_bytes,
                 heard_seconds_ago=max(0.0, now - server.heard),
             )
+        self._repair.report(reply)
         return reply
 
     async def _chunk_health(self) -> tuple[int, int, int, int]:
@@ -110,7 +113,7 @@ class Admin:
                 rows = list(islice(self._state.tables.range(CHUNKS, start, None), _COUNTED_AT_ONCE))
                 for key, raw in rows:
                     servers = self._servers.replicas(unpack8(key))
-                    live = sum(not server.gone for server in servers)
+                    live = sum(map(self._servers.counts, servers))
                     goal = unpack_chunk(raw).goal
                     if live == goal:
                         healthy += 1

@@ -196,6 +196,8 @@ class Leasing:
         """A new version with whoever answers. A server complained of stays if it answers, but not a second time."""
         complaint = set(request.avoid) if lease is not None and request.stale_version == lease.version else set()
         again = complaint & lease.avoided if lease is not None else set()
+        if request.avoid or request.stale_version:
+            self._servers.waited_for.add(handle)
         fenced = (await self._fencing.fence([handle], exclude=again))[handle]
         if not fenced.servers:
             never_written = chunk.version == 1 and record.size <= index * self._chunk_size
