@@ -40,11 +40,13 @@ class Action(Enum):
 
 
 class Need(NamedTuple):
-    """`victim`: the server whose replica goes, with DROP."""
+    """`victim`: the server whose replica goes, with DROP. `gone`: servers that are down and not counted on any more,
+    because there are enough replicas without them; what they have is surplus if they come back."""
 
     action: Action
     level: int = LEVELS
     victim: str = ""
+    gone: tuple[str, ...] = ()
 
 
 NOTHING = Need(Action.NOTHING)
@@ -62,16 +64,17 @@ def assess(sites: Sequence[Site], goal: int, *, racks: int, deleted: bool = Fals
     distance = goal - len(live)
     if distance > 0:
         return Need(Action.CLONE, (_DELETED if deleted else _LIVE) - min(distance, _DISTANCE_MAX))
+    gone = tuple(site.id for site in sites if not site.live)
     staying = [site for site in live if not site.draining]
     if len(staying) < goal:
-        return Need(Action.CLONE, DRAINING)
+        return Need(Action.CLONE, DRAINING, gone=gone)
     if goal > 1 and racks > 1 and len({site.rack for site in staying}) == 1:
-        return Need(Action.CLONE, MISPLACED)
+        return Need(Action.CLONE, MISPLACED, gone=gone)
     if len(live) > goal:
         victim = surplus(live)
         if victim and sum(site.sure for site in staying if site.id != victim) >= goal:
-            return Need(Action.DROP, SURPLUS, victim)
-    return NOTHING
+            return Need(Action.DROP, SURPLUS, victim, gone)
+    return Need(Action.NOTHING, gone=gone) if gone else NOTHING
 
 
 def surplus(live: Sequence[Site]) -> str:

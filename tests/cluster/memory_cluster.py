@@ -26,12 +26,13 @@ CHUNK_BYTES = 1024 * 1024
 class MemoryCluster:
     """Nodes by name: `master`, `cs1`, `cs2`… A killed node keeps its disk and comes back with it."""
 
-    def __init__(self, nursery: trio.Nursery, chunkservers: int, replication: int) -> None:
+    def __init__(self, nursery: trio.Nursery, chunkservers: int, replication: int, **master_options: Any) -> None:
         self.network = MemoryNetwork()
         self.disks: dict[str, MemoryDisk] = {}
         self._nursery = nursery
         self._scopes: dict[str, trio.CancelScope] = {}
-        self._replication = replication
+        self._master_options = {"replication": replication, **master_options}
+        self.racks: dict[str, str] = {}
         self.names = [f"cs{number + 1}" for number in range(chunkservers)]
 
     async def start(self, name: str) -> None:
@@ -39,11 +40,12 @@ class MemoryCluster:
         env = memory_env(self.network.transport(name), disk=disk, seed=hash(name) & 0xFFFF)
         if name == "master":
             config: Any = MasterConfig(
-                host="master", port=MASTER_PORT, chunk_size=CHUNK_BYTES, replication=self._replication
+                host="master", port=MASTER_PORT, chunk_size=CHUNK_BYTES, **self._master_options
             )
             role: Any = run_master
         else:
-            config = ChunkserverConfig(master=f"master:{MASTER_PORT}", host=name)
+            rack = self.racks.get(name, "default")
+            config = ChunkserverConfig(master=f"master:{MASTER_PORT}", host=name, rack=rack)
             role = run_chunkserver
         await self._nursery.start(partial(self._run, name, role, config, env))
 
@@ -71,9 +73,12 @@ class MemoryCluster:
 
 
 @asynccontextmanager
-async def memory_cluster(chunkservers: int = 3, replication: int = 3) -> AsyncIterator[MemoryCluster]:
+async def memory_cluster(
+    chunkservers: int = 3, replication: int = 3, racks: dict[str, str] | None = None, **master_options: Any
+) -> AsyncIterator[MemoryCluster]:
     async with trio.open_nursery() as nursery:
-        cluster = MemoryCluster(nursery, chunkservers, replication)
+        cluster = MemoryCluster(nursery, chunkservers, replication, **master_options)
+        cluster.racks = racks or {}
         await cluster.start("master")
         for name in cluster.names:
             await cluster.start(name)

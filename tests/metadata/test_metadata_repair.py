@@ -24,8 +24,8 @@ from gfscore.metadata.repair_queue import Limits, RepairQueue, Slots
 
 sites = st.lists(
     st.builds(
-        Site, id=st.sampled_from("abcdefgh"), rack=st.sampled_from("xyz"), live=st.booleans(), sure=st.booleans(), draining=st.booleans(),
-        use=st.sampled_from([0.0, 0.2, 0.5, 0.9]),
+        Site, id=st.sampled_from("abcdefgh"), rack=st.sampled_from("xyz"), live=st.booleans(), sure=st.booleans(),
+        draining=st.booleans(), use=st.sampled_from([0.0, 0.2, 0.5, 0.9]),
     ),
     unique_by=lambda site: site.id, max_size=7,
 )  # fmt: skip
@@ -62,10 +62,10 @@ def test_what_is_needed_follows_from_the_counts(found: list[Site], goal: int, ra
     elif need.action is Action.CLONE:
         assert need.level == MISPLACED and goal > 1 and racks > 1 and len({site.rack for site in staying}) == 1
     elif len(live) > goal:
-        assert need in (NOTHING, (Action.DROP, SURPLUS, need.victim))
-        assert need != NOTHING or not all(site.sure for site in staying)
+        assert need.action is Action.DROP or (need.action is Action.NOTHING and not all(s.sure for s in staying))
     else:
-        assert need == NOTHING
+        assert need.action is Action.NOTHING
+    assert set(need.gone) == {site.id for site in found if not site.live and len(live) >= goal}
 
 
 def level(live: int, goal: int, deleted: bool = False) -> int:
@@ -94,7 +94,7 @@ def test_repeated_drops_and_clones_end_at_the_goal(found: list[Site], goal: int)
         else:
             break
     live = [site for site in found if site.live]
-    assert need == NOTHING and len(live) == goal and not any(site.draining for site in live)
+    assert need.action is Action.NOTHING and len(live) == goal and not any(site.draining for site in live)
     assert goal == 1 or len({site.rack for site in live}) > 1
 
 
@@ -102,7 +102,7 @@ def test_the_last_replica_and_the_second_rack_are_no_surplus() -> None:
     assert surplus([Site("a", "x")]) == ""
     pair = [Site("a", "x", use=0.1), Site("b", "x", use=0.2), Site("c", "y", use=0.9)]
     assert surplus(pair) == "b"
-    assert assess(pair, 2, racks=2) == (Action.DROP, SURPLUS, "b")
+    assert assess(pair, 2, racks=2) == (Action.DROP, SURPLUS, "b", ())
 
 
 def test_a_misplaced_chunk_waits_for_another_rack() -> None:

@@ -104,6 +104,8 @@ class Repair:
         if handle in self._at_work:
             return  # judged when that is done
         need = self._view.need(handle)
+        for server_id in need.gone:
+            self._servers.lacks(handle, server_id)
         if need.action is Action.CLONE or (need.action is Action.DROP and self.safe_mode.may_delete):
             self._queue.put(handle, need.level)
         elif handle in self._queue:
@@ -284,6 +286,3 @@ class Repair:
         if reply.repair_queued + reply.repair_running:
             reply.repair_seconds_left = todo / rate if rate and todo else -1.0
         reply.unheard.extend(self._servers.unheard)
-        for entry in reply.chunkservers:
-            if entry.server.id in self._servers.draining:
-                entry.chunks_left = entry.chunks

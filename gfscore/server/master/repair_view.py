@@ -80,11 +80,11 @@ class RepairView:
             sites = self.sites_of(handle)
             need = assess(sites, goal, racks=self._racks, deleted=key[2])
             if need.action is Action.CLONE and self._takers <= {site.id for site in sites}:
-                need = NOTHING
+                need = NOTHING  # whoever is down has to come back
             self._needs[key] = need
         return need
 
     def sites_of(self, handle: int) -> list[Site]:
-        """Those with a good replica."""
-        found = [self.sites.get(server.id) for server in self._servers.replicas(handle)]
-        return [site for site in found if site is not None]
+        """Those with a good replica. A server that was forgotten is down for ever."""
+        sites = self.sites
+        return [sites.get(s.id) or Site(s.id, "", live=False, sure=False) for s in self._servers.replicas(handle)]

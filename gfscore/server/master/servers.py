@@ -209,14 +209,12 @@ class Servers:
         return lapsed
 
     def state_of(self, server: ServerState) -> str:
-        """As `gfs status` says it: up, suspect, down, draining, drained."""
+        """As `gfs status` says it: up, suspect, down, draining."""
         if server.gone or not self.counts(server):
             return "down"
         if not self.is_up(server):
             return "suspect"
-        if server.id in self.draining:
-            return "drained" if server.complete and not server.chunk_count else "draining"
-        return "up"
+        return "draining" if server.id in self.draining else "up"
 
     def silent_seconds(self, server: ServerState) -> float:
         return self._env.clock.boottime() - server.heard
@@ -361,7 +359,7 @@ class Servers:
             current.collect.add(handle)
 
     def lacks(self, handle: int, server_id: str) -> None:
-        """`server_id` does not have the replica that it was thought to have."""
+        """`server_id` does not have the replica that it was thought to have, or it is not counted on any more."""
         self.locations[handle] = self.as_set([s for s in self.locations.get(handle, ()) if s.id != server_id])
         self.dirty.add(handle)
 

@@ -1,4 +1,4 @@
-"""Copies of whole chunks between servers: equal, durable, verified, and never taken for a replica too early (rule 10)."""
+"""Copies of whole chunks between servers: equal, durable, verified, never taken for a replica too early (rule 10)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import trio
 
 from gfscore.errors import Code, GfsError
 from gfscore.ids import BLOCK_BYTES
@@ -63,7 +64,8 @@ async def test_what_changed_meanwhile_is_copied_when_it_is_finished(cluster: Any
     assert await cluster.equal(HANDLE, 2, hosts="abc") == bytes(data) + b"one more"
     # The append table came along: the retry of an append is recognised at the new replica.
     await cluster.prepare(HANDLE, 3)
-    assert (await cluster.append(cluster.grant(HANDLE, 3, hosts="cab"), b"one more", 6, client=9, host="c")).offset == offset
+    retried = await cluster.append(cluster.grant(HANDLE, 3, hosts="cab"), b"one more", 6, client=9, host="c")
+    assert retried.offset == offset
 
 
 async def test_a_new_replica_takes_no_mutation_of_an_older_grant(cluster: Any, autojump_clock: Any) -> None:
@@ -132,8 +134,6 @@ async def test_a_full_disk_ends_the_copy_and_takes_nothing(cluster: Any, autojum
 
 async def test_a_limited_copy_takes_its_time(cluster: Any, autojump_clock: Any) -> None:
     await filled(cluster, 800_000)
-    import trio
-
     began = trio.current_time()
     await replicate(cluster, finish=True, bytes_per_second=100_000)
     assert 8 <= trio.current_time() - began < 12
