@@ -85,8 +85,8 @@ def surplus(live: Sequence[Site]) -> str:
     draining = [site for site in live if site.draining]
     if draining:
         return max(draining, key=lambda site: (site.use, site.id)).id
-    several = len(racks) > 1
-    candidates = [site for site in live if not (several and len(live) > 2 and len(racks) == 2 and racks[site.rack] == 1)]
+    two_racks = len(racks) == 2 and len(live) > 2
+    candidates = [site for site in live if not (two_racks and racks[site.rack] == 1)]
     if len(live) < 2 or not candidates:
         return ""
     return max(candidates, key=lambda site: (racks[site.rack], site.use, site.id)).id

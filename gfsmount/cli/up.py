@@ -20,6 +20,7 @@ from gfsmount.localcluster import UpOptions
 @click.option("--replication", type=int, help="Replicas of each chunk (default 3).")
 @click.option("--chunk-size", type=Size(), help="Fixed when the cluster is made (default 64MiB).")
 @click.option("--lease-seconds", type=float, help="How long leases and sessions last (default 60).")
+@click.option("--down-seconds", type=float, help="A server unheard for so long is replaced by others (default 30).")
 @click.option("--racks", type=int, help="Spread the chunkservers over so many racks (default 1).")
 def command(
     root: Path,
@@ -29,12 +30,13 @@ def command(
     chunk_size: int | None,
     lease_seconds: float | None,
     racks: int | None,
+    down_seconds: float | None,
 ) -> None:
     """Start, or repair, a local cluster: a master, chunkservers and mounts as detached processes.
 
     Returns when it is usable. What runs is left alone, what is dead is started again with its state.
     """
-    options = UpOptions(mounts, chunkservers, replication, chunk_size, lease_seconds, racks)
+    options = UpOptions(mounts, chunkservers, replication, chunk_size, lease_seconds, racks, down_seconds)
     try:
         spec = cluster(root).up(options)
     except GfsError as error:

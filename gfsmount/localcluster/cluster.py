@@ -162,6 +162,8 @@ class LocalCluster:
                 "chunk_size": spec.chunk_size,
                 "lease_seconds": spec.lease_seconds,
                 "replication": spec.replication,
+                "suspect_seconds": min(5.0, spec.down_seconds),
+                "down_seconds": spec.down_seconds,
             },
         )
         return processes.Starting(self.layout, "master", ["master", "--config", str(self.layout.config_file("master"))])

@@ -28,6 +28,7 @@ class UpOptions:
     chunk_size: int | None = None
     lease_seconds: float | None = None
     racks: int | None = None
+    down_seconds: float | None = None
 
 
 def describe(known: ClusterSpec | None, options: UpOptions) -> ClusterSpec:
@@ -43,6 +44,7 @@ def describe(known: ClusterSpec | None, options: UpOptions) -> ClusterSpec:
             racks=options.racks or 1,
             master_port=next(ports),
             stream_port=next(ports),
+            down_seconds=options.down_seconds or 30.0,
         )
     else:
         spec = known
@@ -62,6 +64,7 @@ def _check_ranges(options: UpOptions) -> None:
         (options.replication, "--replication", 1, _REPLICATION_MAX),
         (options.racks, "--racks", 1, _CHUNKSERVERS_MAX),
         (options.lease_seconds, "--lease-seconds", 1, 3600),
+        (options.down_seconds, "--down-seconds", 1, 86400),
     ):
         if value is not None and not least <= value <= most:
             raise GfsError(Code.INVALID, f"{name} must be {least} to {most}")
@@ -73,6 +76,7 @@ def _check_unchanged(spec: ClusterSpec, options: UpOptions) -> None:
         (options.replication, spec.replication, "--replication"),
         (options.lease_seconds, spec.lease_seconds, "--lease-seconds"),
         (options.racks, spec.racks, "--racks"),
+        (options.down_seconds, spec.down_seconds, "--down-seconds"),
     ):
         if asked is not None and asked != there:
             raise GfsError(

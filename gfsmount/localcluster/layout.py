@@ -42,6 +42,7 @@ class ClusterSpec(msgspec.Struct, forbid_unknown_fields=True):
     racks: int
     master_port: int
     stream_port: int
+    down_seconds: float = 30.0
     chunkservers: list[ServerSpec] = []
     mounts: list[MountSpec] = []
 

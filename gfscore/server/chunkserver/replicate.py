@@ -51,7 +51,7 @@ class Replication:
         self._busy: set[int] = set()
 
     async def replicate(self, request: pb.ReplicateRequest, context: CallContext) -> pb.ReplicateReply:
-        """Handler of `Replicate`. Raises GfsError: UNKNOWN_SESSION, BUSY, NO_SPACE, STALE_VERSION (a newer one is here).
+        """Handler of `Replicate`. Raises GfsError: UNKNOWN_SESSION, BUSY, NO_SPACE, STALE_VERSION (a newer is here).
 
         What the source is to blame for is in the reply.
         """

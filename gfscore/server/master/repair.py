@@ -1,4 +1,4 @@
-"""Keeps every chunk at its goal: watches servers and locations, and has clones made and replicas given up [0069]-[0074].
+"""Keeps every chunk at its goal: watches servers and locations, has clones made and replicas given up [0069]-[0074].
 
 A server that goes, comes or is drained makes it look at all chunks again, in slices; everything else comes to it as
 single chunks whose replicas changed. Decisions are the core's, the work is `cloning`'s.
