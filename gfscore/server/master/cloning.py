@@ -1,7 +1,7 @@
 """One clone, and one replica given up: what makes either safe while clients go on writing (rules 2, 8, 10).
 
 A chunk without a lease cannot change under its version, so a copy of that version is a replica. A chunk with one is
-copied first, then fenced, and what changed meanwhile is copied again before anybody gets the next lease.
+copied first; then the lease is ended, and what changed meanwhile is copied again before anybody gets the next one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from gfscore.errors import Code, GfsError, code_from_wire
 from gfscore.metadata.chunks import find_chunk, load_chunk
 from gfscore.proto import gfs_pb2 as pb
+from gfscore.server.master.chunk_calls import ChunkCalls
 from gfscore.server.master.config import MasterConfig
 from gfscore.server.master.fencing import Fencing
 from gfscore.server.master.leases import LeaseBook
@@ -34,7 +35,7 @@ class SourceFailed(GfsError):
 class Cloning:
     def __init__(
         self, state: MasterState, config: MasterConfig, servers: Servers, sessions: Sessions, leases: LeaseBook,
-        lengths: Lengths, fencing: Fencing,
+        lengths: Lengths, fencing: Fencing, calls: ChunkCalls,
     ) -> None:  # fmt: skip
         self._state = state
         self._config = config
@@ -43,6 +44,7 @@ class Cloning:
         self._leases = leases
         self._lengths = lengths
         self._fencing = fencing
+        self._calls = calls
 
     def _leased(self, handle: int) -> bool:
         """Somebody may change the chunk without asking anew."""
@@ -58,25 +60,36 @@ class Cloning:
         lease = self._leases.find(handle)
         copied = (await self._replicate(handle, version, source, destination, finish=False)).copied_bytes
         async with self._fencing.exclusive([handle]):
-            version = load_chunk(self._state.tables, handle).version
-            if self._leased(handle):
+            if self._leased(handle) and not await self._revoke(handle):
                 fenced = (await self._fencing.fence_held([handle]))[handle]
                 if not fenced.servers:
                     raise SourceFailed(Code.NOT_READY, f"no replica of chunk {handle:016x} took a new version")
-                version = fenced.version
                 source = source if source in fenced.servers else fenced.servers[0]
-            reply = await self._replicate(handle, version, source, destination, finish=True)
+            version = load_chunk(self._state.tables, handle).version
+            reply = await self._replicate(handle, version, source, destination, finish=True, hurry=True)
             self._add(handle, version, destination)
         if lease is not None:
             await self._sessions.tell(self._sessions.told([Item(inode=lease.inode, chunks=True)], None))
         return copied + reply.copied_bytes
 
+    async def _revoke(self, handle: int) -> bool:
+        """Take the lease back, which is cheaper than a new version; False when its primary does not answer (rule 6)."""
+        lease = self._leases.find(handle)
+        if lease is None or self._lengths.old_leases_possible or not self._servers.is_up(lease.primary):
+            return False
+        _, silent = await self._calls.revoke({lease.primary: [handle]})
+        if silent:
+            return False
+        self._leases.drop(handle)
+        return True
+
     async def _replicate(
-        self, handle: int, version: int, source: ServerState, destination: ServerState, *, finish: bool
+        self, handle: int, version: int, source: ServerState, destination: ServerState, *, finish: bool,
+        hurry: bool = False,
     ) -> pb.ReplicateReply:
         limit = self._config.clone_bytes_per_second
         seconds = _CALL_SECONDS + self._config.chunk_size / (limit or _BYTES_PER_SECOND_MIN)
-        if finish and self._leased(handle):
+        if hurry:
             seconds, limit = _FINISH_SECONDS, 0
         await self._state.flushed()  # the version that the destination is told must not be forgotten
         request = pb.ReplicateRequest(

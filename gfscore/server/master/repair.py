@@ -62,6 +62,7 @@ class Repair:
         self._move_candidates: list[int] = []
         self._done: deque[tuple[float, int]] = deque()  # (when, bytes) of finished clones
         self._mean_bytes = 0.0
+        self._began: float | None = None  # boottime since when there is something to clone
         self._wake = trio.Event()
 
     async def run(self) -> None:
@@ -90,6 +91,16 @@ class Repair:
             self._start_clones()
             self._start_drops()
             self._start_moves()
+            self._log_changes()
+
+    def _log_changes(self) -> None:
+        queued = self._queue.clones + self._slots.running
+        if queued and self._began is None:
+            self._began = self._env.clock.boottime()
+            log.warning("event=repair_started chunks=%d", queued)
+        elif not queued and self._began is not None:
+            log.info("event=repair_done seconds=%.1f", self._env.clock.boottime() - self._began)
+            self._began = None
 
     # ------------------------------------------------------------ judging
 

@@ -76,7 +76,7 @@ class Master:
             chunk_size,
         )  # fmt: skip
         self._snapshots = Snapshots(state, env, calls, locks, sessions, self._lengths, self._data)
-        cloning = Cloning(state, config, servers, sessions, leases, self._lengths, fencing)
+        cloning = Cloning(state, config, servers, sessions, leases, self._lengths, fencing, chunk_calls)
         safe_mode = SafeMode(state, env, config, servers)
         self._repair = Repair(state, env, config, servers, cloning, safe_mode, nursery)
         self._drain = Drain(servers)
