@@ -235,6 +235,9 @@ class NamespaceOperations:
             self._keep_directory(reply.parent, parent)
             self._cache.add_name(parent, name, attr.inode)
             self._cache.listed_in[attr.inode] = parent
+        else:
+            # Something was called back meanwhile, perhaps this very name: what was listed says nothing of it any more.
+            self._cache.names_changed(parent, [name])
         return reply, attr
 
     async def create(

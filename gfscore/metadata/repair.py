@@ -85,11 +85,10 @@ def surplus(live: Sequence[Site]) -> str:
     draining = [site for site in live if site.draining]
     if draining:
         return max(draining, key=lambda site: (site.use, site.id)).id
-    two_racks = len(racks) == 2 and len(live) > 2
-    candidates = [site for site in live if not (two_racks and racks[site.rack] == 1)]
-    if len(live) < 2 or not candidates:
+    if len(live) < 2:
         return ""
-    return max(candidates, key=lambda site: (racks[site.rack], site.use, site.id)).id
+    # The most crowded rack has two at least wherever a loss could empty a second rack.
+    return max(live, key=lambda site: (racks[site.rack], site.use, site.id)).id
 
 
 def improves(sites: Sequence[Site], destination: Site) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import trio
 
+from gfscore.checksum import crc32c
 from gfscore.errors import Code, GfsError
 from gfscore.ids import BLOCK_BYTES
 from gfscore.proto import gfs_pb2 as pb
@@ -72,10 +73,12 @@ async def test_a_new_replica_takes_no_mutation_of_an_older_grant(cluster: Any, a
     await filled(cluster, 1000)
     await replicate(cluster, finish=True)
     request = pb.ApplyRequest(
-        grant=cluster.grant(HANDLE, hosts="abc"), serial=1, extents=[pb.Extent(offset=0, length=1)], checksum=1
-    )
-    with pytest.raises(GfsError):
+        grant=cluster.grant(HANDLE, hosts="abc"), serial=1, extents=[pb.Extent(offset=0, length=1)],
+        checksum=crc32c(b"x"),
+    )  # fmt: skip
+    with pytest.raises(GfsError) as caught:
         await cluster.call("c", "Apply", request, b"x")
+    assert caught.value.code is Code.SERIAL_GAP
     assert (await cluster.read("c", HANDLE))[:1] == (await cluster.read("a", HANDLE))[:1]
 
 
