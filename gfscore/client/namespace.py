@@ -254,6 +254,9 @@ class NamespaceOperations:
         self._keep_name(parent, name, attr.inode, generation)
         if generation == self._cache.generation:
             self._cache.listed_in[attr.inode] = parent
+        else:
+            # Something was called back meanwhile, perhaps this very name: what was listed says nothing of it any more.
+            self._cache.names_changed(parent, [name])
         return reply, attr
 
     async def create(

@@ -46,6 +46,7 @@ class OperatorQueries:
                         "finished": entry.scrub_finished_ns // 1_000_000_000,  # seconds since the epoch, 0: never
                         "bad": entry.scrub_bad,
                     },
+                    "chunks_left": entry.chunks_left,
                 }
                 for entry in reply.chunkservers
             ],
@@ -56,7 +57,25 @@ class OperatorQueries:
                 "over_replicated": reply.over_replicated,
                 "lost": reply.lost,
             },
+            "safe_mode": {"active": reply.safe_mode, "reason": reply.safe_mode_reason},
+            "repairing": {
+                "queued": reply.repair_queued,
+                "running": reply.repair_running,
+                "bytes_per_second": round(reply.repair_bytes_per_second),
+                "seconds_left": None if reply.repair_seconds_left < 0 else round(reply.repair_seconds_left, 1),
+            },
+            "unheard": list(reply.unheard),
         }
+
+    async def drain(self, server: str, *, cancel: bool = False) -> dict[str, Any]:
+        """Have a chunkserver (id or HOST:PORT) emptied, or no longer. Raises NOT_FOUND."""
+        reply = await self._session.call("Drain", pb.DrainRequest(server=server, cancel=cancel))
+        return {"id": reply.server_id, "state": reply.state, "chunks_left": reply.chunks_left}
+
+    async def forget_server(self, server: str) -> str:
+        """A chunkserver that is down will never come back; its id. Raises NOT_FOUND, BUSY (it is up)."""
+        reply = await self._session.call("ForgetServer", pb.ForgetServerRequest(server=server))
+        return str(reply.server_id)
 
     async def file_info(self, inode: int, path: str = "") -> dict[str, Any]:
         """The chunks of a file and where each replica is; `path` is put into the answer as given."""

@@ -1576,15 +1576,18 @@ class StatusReply(_message.Message):
         USED_BYTES_FIELD_NUMBER: _builtins.int
         TOTAL_BYTES_FIELD_NUMBER: _builtins.int
         HEARD_SECONDS_AGO_FIELD_NUMBER: _builtins.int
+        CHUNKS_LEFT_FIELD_NUMBER: _builtins.int
         SCRUB_PERCENT_FIELD_NUMBER: _builtins.int
         SCRUB_FINISHED_NS_FIELD_NUMBER: _builtins.int
         SCRUB_BAD_FIELD_NUMBER: _builtins.int
         state: _builtins.str
-        """up, suspect, down, draining"""
+        """up, suspect, down, draining, drained"""
         chunks: _builtins.int
         used_bytes: _builtins.int
         total_bytes: _builtins.int
         heard_seconds_ago: _builtins.float
+        chunks_left: _builtins.int
+        """draining: replicas that still have to go elsewhere"""
         scrub_percent: _builtins.float
         """as in ServerInfoReply"""
         scrub_finished_ns: _builtins.int
@@ -1600,13 +1603,14 @@ class StatusReply(_message.Message):
             used_bytes: _builtins.int = ...,
             total_bytes: _builtins.int = ...,
             heard_seconds_ago: _builtins.float = ...,
+            chunks_left: _builtins.int = ...,
             scrub_percent: _builtins.float = ...,
             scrub_finished_ns: _builtins.int = ...,
             scrub_bad: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "heard_seconds_ago", b"heard_seconds_ago", "scrub_bad", b"scrub_bad", "scrub_finished_ns", b"scrub_finished_ns", "scrub_percent", b"scrub_percent", "server", b"server", "state", b"state", "total_bytes", b"total_bytes", "used_bytes", b"used_bytes"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "chunks_left", b"chunks_left", "heard_seconds_ago", b"heard_seconds_ago", "scrub_bad", b"scrub_bad", "scrub_finished_ns", b"scrub_finished_ns", "scrub_percent", b"scrub_percent", "server", b"server", "state", b"state", "total_bytes", b"total_bytes", "used_bytes", b"used_bytes"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1645,6 +1649,13 @@ class StatusReply(_message.Message):
     LOG_SEQUENCE_NUMBER_FIELD_NUMBER: _builtins.int
     RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
+    SAFE_MODE_FIELD_NUMBER: _builtins.int
+    SAFE_MODE_REASON_FIELD_NUMBER: _builtins.int
+    REPAIR_QUEUED_FIELD_NUMBER: _builtins.int
+    REPAIR_RUNNING_FIELD_NUMBER: _builtins.int
+    REPAIR_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    REPAIR_SECONDS_LEFT_FIELD_NUMBER: _builtins.int
+    UNHEARD_FIELD_NUMBER: _builtins.int
     TRASH_FILES_FIELD_NUMBER: _builtins.int
     TRASH_BYTES_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
@@ -1659,6 +1670,16 @@ class StatusReply(_message.Message):
     uptime_seconds: _builtins.float
     log_sequence_number: _builtins.int
     resident_bytes: _builtins.int
+    safe_mode: _builtins.bool
+    """freshly started: nothing is deleted, or nothing cloned either"""
+    safe_mode_reason: _builtins.str
+    repair_queued: _builtins.int
+    """chunks that wait for a clone"""
+    repair_running: _builtins.int
+    """clones under way"""
+    repair_bytes_per_second: _builtins.float
+    repair_seconds_left: _builtins.float
+    """an estimate; negative: not known yet"""
     trash_files: _builtins.int
     """deleted and not reclaimed yet; `files` does not count them"""
     trash_bytes: _builtins.int
@@ -1669,6 +1690,10 @@ class StatusReply(_message.Message):
     @_builtins.property
     def calls(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """per method, since start"""
+
+    @_builtins.property
+    def unheard(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """ids of known chunkservers that have not registered since the master's start"""
 
     def __init__(
         self,
@@ -1688,16 +1713,113 @@ class StatusReply(_message.Message):
         log_sequence_number: _builtins.int = ...,
         resident_bytes: _builtins.int = ...,
         calls: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        safe_mode: _builtins.bool = ...,
+        safe_mode_reason: _builtins.str = ...,
+        repair_queued: _builtins.int = ...,
+        repair_running: _builtins.int = ...,
+        repair_bytes_per_second: _builtins.float = ...,
+        repair_seconds_left: _builtins.float = ...,
+        unheard: _abc.Iterable[_builtins.str] | None = ...,
         trash_files: _builtins.int = ...,
         trash_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "calls", b"calls", "chunks", b"chunks", "chunkservers", b"chunkservers", "clients", b"clients", "cluster_id", b"cluster_id", "directories", b"directories", "files", b"files", "healthy", b"healthy", "log_sequence_number", b"log_sequence_number", "lost", b"lost", "over_replicated", b"over_replicated", "resident_bytes", b"resident_bytes", "trash_bytes", b"trash_bytes", "trash_files", b"trash_files", "under_replicated", b"under_replicated", "uptime_seconds", b"uptime_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "calls", b"calls", "chunks", b"chunks", "chunkservers", b"chunkservers", "clients", b"clients", "cluster_id", b"cluster_id", "directories", b"directories", "files", b"files", "healthy", b"healthy", "log_sequence_number", b"log_sequence_number", "lost", b"lost", "over_replicated", b"over_replicated", "repair_bytes_per_second", b"repair_bytes_per_second", "repair_queued", b"repair_queued", "repair_running", b"repair_running", "repair_seconds_left", b"repair_seconds_left", "resident_bytes", b"resident_bytes", "safe_mode", b"safe_mode", "safe_mode_reason", b"safe_mode_reason", "trash_bytes", b"trash_bytes", "trash_files", b"trash_files", "under_replicated", b"under_replicated", "unheard", b"unheard", "uptime_seconds", b"uptime_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusReply: _TypeAlias = StatusReply  # noqa: Y015
+
+@_typing.final
+class DrainRequest(_message.Message):
+    """Empty a chunkserver [0073]: by its id or HOST:PORT. It gets no new chunks until `cancel`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    CANCEL_FIELD_NUMBER: _builtins.int
+    server: _builtins.str
+    cancel: _builtins.bool
+    def __init__(
+        self,
+        *,
+        server: _builtins.str = ...,
+        cancel: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "server", b"server"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainRequest: _TypeAlias = DrainRequest  # noqa: Y015
+
+@_typing.final
+class DrainReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CHUNKS_LEFT_FIELD_NUMBER: _builtins.int
+    server_id: _builtins.str
+    state: _builtins.str
+    """as in ChunkserverStatus"""
+    chunks_left: _builtins.int
+    def __init__(
+        self,
+        *,
+        server_id: _builtins.str = ...,
+        state: _builtins.str = ...,
+        chunks_left: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks_left", b"chunks_left", "server_id", b"server_id", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainReply: _TypeAlias = DrainReply  # noqa: Y015
+
+@_typing.final
+class ForgetServerRequest(_message.Message):
+    """A chunkserver that will never come back is no longer waited for (rule 23)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    server: _builtins.str
+    def __init__(
+        self,
+        *,
+        server: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetServerRequest: _TypeAlias = ForgetServerRequest  # noqa: Y015
+
+@_typing.final
+class ForgetServerReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_ID_FIELD_NUMBER: _builtins.int
+    server_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        server_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["server_id", b"server_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetServerReply: _TypeAlias = ForgetServerReply  # noqa: Y015
 
 @_typing.final
 class TrashListRequest(_message.Message):
@@ -2402,6 +2524,79 @@ class CloneRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CloneRequest: _TypeAlias = CloneRequest  # noqa: Y015
+
+@_typing.final
+class ReplicateRequest(_message.Message):
+    """A copy of a chunk that another server has [0069]. Without `finish` it is a temporary one, gone with the process; a
+    repeated request goes on where the one before ended. With `finish` what differs from the source is copied again, then
+    the copy is durable and a replica of `version`, in the place of an older one if there is any.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    FINISH_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    handle: _builtins.int
+    version: _builtins.int
+    """what the source has"""
+    bytes_per_second: _builtins.int
+    """at most; 0: no limit"""
+    finish: _builtins.bool
+    epoch: _builtins.int
+    """of the destination's session"""
+    @_builtins.property
+    def source(self) -> Global___Server: ...
+    def __init__(
+        self,
+        *,
+        handle: _builtins.int = ...,
+        version: _builtins.int = ...,
+        source: Global___Server | None = ...,
+        bytes_per_second: _builtins.int = ...,
+        finish: _builtins.bool = ...,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_second", b"bytes_per_second", "epoch", b"epoch", "finish", b"finish", "handle", b"handle", "source", b"source", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicateRequest: _TypeAlias = ReplicateRequest  # noqa: Y015
+
+@_typing.final
+class ReplicateReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LENGTH_FIELD_NUMBER: _builtins.int
+    COPIED_BYTES_FIELD_NUMBER: _builtins.int
+    SOURCE_ERROR_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    length: _builtins.int
+    copied_bytes: _builtins.int
+    """by this call"""
+    source_error: _builtins.int
+    """a Code: it is the source that failed, and nothing was finished"""
+    message: _builtins.str
+    def __init__(
+        self,
+        *,
+        length: _builtins.int = ...,
+        copied_bytes: _builtins.int = ...,
+        source_error: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copied_bytes", b"copied_bytes", "length", b"length", "message", b"message", "source_error", b"source_error"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicateReply: _TypeAlias = ReplicateReply  # noqa: Y015
 
 @_typing.final
 class CollectRequest(_message.Message):

@@ -28,7 +28,7 @@ __all__ = ["Chunk", "ChunkStore", "StoreFailed"]
 
 _log = logging.getLogger(__name__)
 _ROOT = "chunks"
-_CLONE_SUFFIX = ".new"
+CLONE_SUFFIX = ".new"
 _CHUNK_NAME = re.compile("[0-9a-f]{16}")
 _DIRECTORY_NAME = re.compile("[0-9a-f]{2}")
 
@@ -93,7 +93,7 @@ class ChunkStore:
 
     def _find_chunks(self, directory: str) -> None:
         for name in self.disk.listdir(directory):
-            if name.endswith(_CLONE_SUFFIX):
+            if name.endswith(CLONE_SUFFIX):
                 self.disk.unlink(f"{directory}/{name}")  # a clone that was never finished, so never promised
             elif _CHUNK_NAME.fullmatch(name):
                 handle = int(name, 16)
@@ -238,7 +238,7 @@ class ChunkStore:
                 self._chunks[handle] = chunk
             path = self.path_of(handle)
             try:
-                self._need_directory(handle)
+                self.need_directory(handle)
                 file, state = create_file(self.disk, path, handle, version, self.chunk_size)
             except OSError as error:
                 with self._lock:
@@ -307,14 +307,14 @@ class ChunkStore:
                 return there
             raise GfsError(Code.EXISTS, f"chunk {new_handle:016x} is here already, with another version")
         source = self.get(handle)
-        temporary = self.path_of(new_handle) + _CLONE_SUFFIX
+        temporary = self.path_of(new_handle) + CLONE_SUFFIX
         with source.lock:
             live = source.get_locked()
             if live.state.version != version:
                 message = f"chunk {handle:016x} has version {live.state.version}, not {version}"
                 raise GfsError(Code.STALE_VERSION, message)
             try:
-                self._need_directory(new_handle)
+                self.need_directory(new_handle)
                 length = self._copy_chunk(source, live, temporary, new_handle, new_version, truncate)
                 self.disk.rename(temporary, self.path_of(new_handle))
                 self.sync_name(new_handle)
@@ -326,6 +326,29 @@ class ChunkStore:
         with self._lock:
             self._chunks[new_handle] = chunk
         self.count_bytes(length)
+        return chunk
+
+    def put_in_place(self, handle: int, path: str) -> Chunk:
+        """The durable file at `path` becomes the chunk, durably; a replica that was here before is gone with it."""
+        old = self._chunks.get(handle)
+        chunk = Chunk(self, handle, name_durable=True)
+        with old.lock if old is not None else contextlib.nullcontext():
+            freed = 0
+            try:
+                if old is not None:
+                    with contextlib.suppress(GfsError, NotBorn):  # unreadable: it did not count
+                        freed = self._peek_length(old)
+                    self.journal.forget(handle)
+                self.disk.rename(path, self.path_of(handle))
+                self.sync_name(handle)
+            except OSError as error:
+                raise disk_error(error, handle) from error
+            with self._lock:
+                self._chunks[handle] = chunk
+                self._opened.pop(handle, None)
+            if old is not None:
+                old.adopt(None)
+        self.count_bytes(-freed)
         return chunk
 
     def _copy_chunk(
@@ -442,7 +465,8 @@ class ChunkStore:
             self._failure = f"the directory of chunk {handle:016x} could not be synced: {error}"
             raise StoreFailed(self._failure) from error
 
-    def _need_directory(self, handle: int) -> None:
+    def need_directory(self, handle: int) -> None:
+        """The directory for a new file. Raises OSError."""
         directory = self._directory_of(handle)
         if directory not in self._directories:
             self.disk.mkdir(directory)

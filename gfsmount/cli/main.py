@@ -28,6 +28,8 @@ COMMANDS = {
     "stop": ("stop", "Stop one of its processes."),
     "restart": ("restart", "Restart one of its processes."),
     "status": ("status", "Show the state of a cluster."),
+    "drain": ("drain", "Empty a chunkserver, so that it can be switched off."),
+    "forget-server": ("forget_server", "Stop waiting for a chunkserver that will never come back."),
     "fsck": ("fsck", "Read and verify every replica of every chunk."),
     "fileinfo": ("fileinfo", "Show the chunks of a file and their replicas."),
     "mount-info": ("mount_info", "Show what a mount has asked its master."),

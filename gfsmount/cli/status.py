@@ -15,7 +15,7 @@ from gfsmount.cli.options import json_option, master_option
 def command(as_json: bool, master: str | None) -> int:
     """Show master, chunkservers and the health of all chunks.
 
-    Exit status 1 if a chunkserver is down, or a chunk is lost or has fewer replicas than wanted.
+    Exit status 1 if a chunkserver is suspect or down, or a chunk is lost or has fewer replicas than wanted.
     """
     from gfsmount.cli.cluster_client import Session, on_cluster
     from gfsmount.cli.output import print_json
@@ -31,7 +31,20 @@ def command(as_json: bool, master: str | None) -> int:
         _show(state)
     chunks = state["chunks"]
     healthy = not chunks["lost"] and not chunks["under_replicated"]
-    return int(not healthy or any(server["state"] != "up" for server in state["chunkservers"]))
+    return int(not healthy or any(server["state"] in ("suspect", "down") for server in state["chunkservers"]))
+
+
+def _repairing(repairing: dict[str, Any]) -> str:
+    from gfsmount.cli.output import human_size
+
+    if not repairing["queued"] and not repairing["running"]:
+        return "nothing to do"
+    left = repairing["seconds_left"]
+    return (
+        f"{repairing['queued']} chunks queued, {repairing['running']} clones running, "
+        f"{human_size(repairing['bytes_per_second'])}/s, "
+        + ("time left not known yet" if left is None else f"about {left:.0f} s left")
+    )
 
 
 def _show(state: dict[str, Any]) -> None:
@@ -45,6 +58,14 @@ def _show(state: dict[str, Any]) -> None:
     )
     counts = ", ".join(f"{chunks[key]} {key.replace('_', ' ')}" for key in chunks if key != "total")
     click.echo(f"chunks: {chunks['total']} in all, {counts}")
+    if state["safe_mode"]["active"]:
+        click.echo(f"safe mode: {state['safe_mode']['reason']}")
+    click.echo(f"repairing: {_repairing(state['repairing'])}")
+    for server in state["chunkservers"]:
+        if server["state"] == "drained":
+            click.echo(f"{server['id']} is drained: it may be switched off")
+        elif server["chunks_left"]:
+            click.echo(f"{server['id']} is drained of {server['chunks_left']} chunks")
     click.echo()
     print_table(
         ("CHUNKSERVER", "ADDRESS", "RACK", "STATE", "CHUNKS", "USED", "OF", "SCRUBBED"),

@@ -21,6 +21,7 @@ from gfsmount.localcluster import UpOptions
 @click.option("--chunk-size", type=Size(), help="Fixed when the cluster is made (default 64MiB).")
 @click.option("--lease-seconds", type=float, help="How long leases and sessions last (default 60).")
 @click.option("--trash-seconds", type=int, help="How long deleted files can be restored (default 86400); 0: not.")
+@click.option("--down-seconds", type=float, help="A server unheard for so long is replaced by others (default 30).")
 @click.option("--racks", type=int, help="Spread the chunkservers over so many racks (default 1).")
 @click.option("--scrub-rate", type=Size(), help="Bytes per second each chunkserver verifies when idle (default 8MiB).")
 def command(
@@ -33,6 +34,7 @@ def command(
     racks: int | None,
     trash_seconds: int | None,
     scrub_rate: int | None,
+    down_seconds: float | None,
 ) -> None:
     """Start, or repair, a local cluster: a master, chunkservers and mounts as detached processes.
 
@@ -41,6 +43,7 @@ def command(
     options = UpOptions(
         mounts=mounts, chunkservers=chunkservers, replication=replication, chunk_size=chunk_size,
         lease_seconds=lease_seconds, racks=racks, trash_seconds=trash_seconds, scrub_rate=scrub_rate,
+        down_seconds=down_seconds,
     )  # fmt: skip
     try:
         spec = cluster(root).up(options)

@@ -163,6 +163,8 @@ class LocalCluster:
                 "lease_seconds": spec.lease_seconds,
                 "replication": spec.replication,
                 "trash_seconds": spec.trash_seconds,
+                "suspect_seconds": min(5.0, spec.down_seconds),
+                "down_seconds": spec.down_seconds,
             },
         )
         return processes.Starting(self.layout, "master", ["master", "--config", str(self.layout.config_file("master"))])

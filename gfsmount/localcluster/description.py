@@ -38,6 +38,7 @@ class UpOptions:
     racks: int | None = None
     trash_seconds: int | None = None
     scrub_rate: int | None = None
+    down_seconds: float | None = None
 
 
 def describe(known: ClusterSpec | None, options: UpOptions) -> ClusterSpec:
@@ -54,6 +55,7 @@ def describe(known: ClusterSpec | None, options: UpOptions) -> ClusterSpec:
             master_port=next(ports),
             stream_port=next(ports),
             trash_seconds=TRASH_SECONDS_DEFAULT if options.trash_seconds is None else options.trash_seconds,
+            down_seconds=options.down_seconds or 30.0,
         )
     else:
         spec = known
@@ -77,6 +79,7 @@ def _check_ranges(options: UpOptions) -> None:
         (options.lease_seconds, "--lease-seconds", 1, 3600),
         (options.trash_seconds, "--trash-seconds", 0, _TRASH_SECONDS_MAX),
         (options.scrub_rate, "--scrub-rate", 0, 1 << 40),
+        (options.down_seconds, "--down-seconds", 1, 86400),
     ):
         if value is not None and not least <= value <= most:
             raise GfsError(Code.INVALID, f"{name} must be {least} to {most}")
@@ -89,6 +92,7 @@ def _check_unchanged(spec: ClusterSpec, options: UpOptions) -> None:
         (options.lease_seconds, spec.lease_seconds, "--lease-seconds"),
         (options.racks, spec.racks, "--racks"),
         (options.trash_seconds, spec.trash_seconds, "--trash-seconds"),
+        (options.down_seconds, spec.down_seconds, "--down-seconds"),
     ):
         if asked is not None and asked != there:
             raise GfsError(

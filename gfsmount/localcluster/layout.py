@@ -45,6 +45,7 @@ class ClusterSpec(msgspec.Struct, forbid_unknown_fields=True):
     stream_port: int
     trash_seconds: int = TRASH_SECONDS_DEFAULT
     scrub_rate: int = 8 * 1024 * 1024  # bytes per second and chunkserver
+    down_seconds: float = 30.0
     chunkservers: list[ServerSpec] = []
     mounts: list[MountSpec] = []
 

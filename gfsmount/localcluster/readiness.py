@@ -22,7 +22,8 @@ async def _wait_registered(master: str, servers: int, seconds: float) -> None:
             try:
                 async with open_client(master, name="gfs up") as client:
                     while True:
-                        up = [row for row in (await client.status())["chunkservers"] if row["state"] == "up"]
+                        rows = (await client.status())["chunkservers"]
+                        up = [row for row in rows if row["state"] in ("up", "draining", "drained")]
                         if len(up) >= servers:
                             return
                         state = f"only {len(up)} of {servers} chunkservers have registered with the master"

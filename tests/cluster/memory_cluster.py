@@ -27,16 +27,16 @@ class MemoryCluster:
     """Nodes by name: `master`, `cs1`, `cs2`… A killed node keeps its disk and comes back with it."""
 
     def __init__(
-        self, nursery: trio.Nursery, chunkservers: int, replication: int, trash_seconds: int,
-        server_options: dict[str, Any] | None = None,
+        self, nursery: trio.Nursery, chunkservers: int, replication: int,
+        server_options: dict[str, Any] | None = None, **master_options: Any,
     ) -> None:  # fmt: skip
         self.network = MemoryNetwork()
         self.disks: dict[str, MemoryDisk] = {}
         self._nursery = nursery
         self._scopes: dict[str, trio.CancelScope] = {}
-        self._replication = replication
-        self._trash_seconds = trash_seconds
         self._server_options = server_options or {}
+        self._master_options = {"replication": replication, **master_options}
+        self.racks: dict[str, str] = {}
         self.names = [f"cs{number + 1}" for number in range(chunkservers)]
 
     async def start(self, name: str) -> None:
@@ -44,12 +44,12 @@ class MemoryCluster:
         env = memory_env(self.network.transport(name), disk=disk, seed=hash(name) & 0xFFFF)
         if name == "master":
             config: Any = MasterConfig(
-                host="master", port=MASTER_PORT, chunk_size=CHUNK_BYTES, replication=self._replication,
-                trash_seconds=self._trash_seconds,
+                host="master", port=MASTER_PORT, chunk_size=CHUNK_BYTES, **self._master_options
             )
             role: Any = run_master
         else:
-            config = ChunkserverConfig(master=f"master:{MASTER_PORT}", host=name, **self._server_options)
+            rack = self.racks.get(name, "default")
+            config = ChunkserverConfig(master=f"master:{MASTER_PORT}", host=name, rack=rack, **self._server_options)
             role = run_chunkserver
         await self._nursery.start(partial(self._run, name, role, config, env))
 
@@ -78,11 +78,12 @@ class MemoryCluster:
 
 @asynccontextmanager
 async def memory_cluster(
-    chunkservers: int = 3, replication: int = 3, trash_seconds: int = 86400,
-    server_options: dict[str, Any] | None = None,
+    chunkservers: int = 3, replication: int = 3, racks: dict[str, str] | None = None,
+    server_options: dict[str, Any] | None = None, **master_options: Any,
 ) -> AsyncIterator[MemoryCluster]:  # fmt: skip
     async with trio.open_nursery() as nursery:
-        cluster = MemoryCluster(nursery, chunkservers, replication, trash_seconds, server_options)
+        cluster = MemoryCluster(nursery, chunkservers, replication, server_options, **master_options)
+        cluster.racks = racks or {}
         await cluster.start("master")
         for name in cluster.names:
             await cluster.start(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any, cast
 
 import pytest
 import trio
@@ -11,6 +12,7 @@ from memory_cluster import CHUNK_BYTES, memory_cluster
 
 from gfscore.client import ROOT_INODE, AttrChanges, Code, FileType, GfsError
 from gfscore.client.paths import Paths
+from gfscore.proto import gfs_pb2 as pb
 
 
 async def test_write_read_and_the_length_seen_by_another_client(autojump_clock: trio.testing.MockClock) -> None:
@@ -251,3 +253,23 @@ async def test_a_listing_by_path_knows_lengths_that_are_not_committed_yet(
         await file.flush()
         assert [(entry.name, entry.attr.size) for entry in await Paths(two).list("/")] == [(b"file", 3)]
         await file.close()
+
+
+async def test_a_name_made_while_something_else_is_called_back_is_not_taken_for_missing(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with memory_cluster() as cluster, cluster.client() as client:
+        directory = await client.create(ROOT_INODE, b"d", FileType.DIRECTORY, 0o755, 1, 1)
+        assert await client.list_page(directory.inode, b"", 10) == ([], False)
+        change = client._session.change
+
+        async def called_back_meanwhile(method: str, request: Any) -> Any:
+            reply = await change(method, request)
+            item = pb.InvalidateRequest.Item(inode=ROOT_INODE, attr=True)
+            await client._invalidate(pb.InvalidateRequest(items=[item]), cast(Any, None))
+            return reply
+
+        monkeypatch.setattr(client._session, "change", called_back_meanwhile)
+        made = await client.create(directory.inode, b"new", FileType.DIRECTORY, 0o755, 1, 1)
+        assert (await client.lookup(directory.inode, b"new")).inode == made.inode
+        assert [entry.name for entry in (await client.list_page(directory.inode, b"", 10))[0]] == [b"new"]

@@ -18,6 +18,7 @@ from gfscore.replica.reconcile import NO_DOUBT, POWER_LOST, RESTARTED
 from gfscore.replica.serial import SerialGate
 from gfscore.server.chunkserver.primary import Primary
 from gfscore.server.chunkserver.store_io import StoreIo, is_damage
+from gfscore.storage.chunk_copy import IncomingCopy
 from gfscore.storage.chunk_store import Chunk, ChunkStore
 
 log = logging.getLogger(__name__)
@@ -216,6 +217,39 @@ class ReplicaTable:
             return made
         finally:
             source.lock.release()
+
+    def version_here(self, handle: int) -> int | None:
+        """The version of a good replica, None where there is none."""
+        report = self.report(handle)
+        return None if report is None or report.corrupt else report.version
+
+    async def take_copy(self, copy: IncomingCopy, version: int) -> None:
+        """A complete copy from another server becomes the replica, instead of an older or corrupt one [0069].
+
+        Like one found on the disk it takes no mutation before a new version. Raises GfsError(STALE_VERSION) when there
+        is a good replica of this version or a later one by now.
+        """
+        handle = copy.handle
+        before = await self.get(handle) if handle in self.index else None
+        if before is not None:
+            await before.take_lock()
+        try:
+            here = self.version_here(handle)
+            if here is not None and here >= version:
+                raise GfsError(Code.STALE_VERSION, f"chunk {handle:016x} has version {here} here")
+            if before is not None:
+                before.end_lease()
+                before.gate.close()
+            chunk = await self._io.run(copy.finish, version)
+            self.corrupt.discard(handle)
+            self._loaded.pop(handle, None)
+            self.index[handle] = (version, chunk.length)
+            self.changed.add(handle)
+            self._add(handle, chunk, SerialGate(closed=True)).changed_beat = self.beat
+        finally:
+            if before is not None:
+                before.lock.release()
+                before.wake()
 
     async def collect(self, handle: int, *, unless_changed_since: int | None = None) -> None:
         """Delete a replica; one that is not here is fine.

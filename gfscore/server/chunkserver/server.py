@@ -17,6 +17,7 @@ from gfscore.server.chunkserver.identity import lock_directory, start_incarnatio
 from gfscore.server.chunkserver.mutate import Mutations
 from gfscore.server.chunkserver.node import Node
 from gfscore.server.chunkserver.read import Reads
+from gfscore.server.chunkserver.replicate import Replication
 from gfscore.server.chunkserver.session import MasterSession
 
 log = logging.getLogger(__name__)
@@ -56,14 +57,15 @@ async def run_chunkserver(
 async def _start(node: Node, nursery: trio.Nursery, task_status: trio.TaskStatus[tuple[int, int]]) -> None:
     config, transport = node.config, node.env.transport
     node.on_stop(nursery.cancel_scope.cancel)
+    replication = Replication(node)
     port: int = await nursery.start(transport.serve_streams, config.host, config.port, {"ChunkData": _data(node)})
     control_port: int = await nursery.start(
-        transport.serve_control, config.host, config.control_port, {"Chunkserver": _control(node)}
+        transport.serve_control, config.host, config.control_port, {"Chunkserver": _control(node, replication)}
     )
     node.address.host, node.address.port = config.reachable_host, port
     node.address.control_port = control_port
     nursery.start_soon(MasterSession(node, nursery).run)
-    nursery.start_soon(_age, node)
+    nursery.start_soon(_age, node, replication)
     nursery.start_soon(node.scrub.run)
     log.info(
         "event=started server=%s host=%s port=%d control_port=%d rack=%s",
@@ -86,7 +88,7 @@ def _data(node: Node) -> Service:
     return {name: _counted(node, name, handler) for name, handler in handlers.items()}
 
 
-def _control(node: Node) -> Service:
+def _control(node: Node, replication: Replication) -> Service:
     control = Control(node)
     handlers: dict[str, Callable[[Any, CallContext], Awaitable[Any]]] = {
         "Prepare": control.prepare,
@@ -95,6 +97,7 @@ def _control(node: Node) -> Service:
         "Collect": control.collect,
         "Inspect": control.inspect,
         "Info": control.info,
+        "Replicate": replication.replicate,
     }
     return {name: _counted(node, name, handler) for name, handler in handlers.items()}
 
@@ -113,12 +116,13 @@ def _counted(node: Node, name: str, handler: Handler) -> Handler:
     return call
 
 
-async def _age(node: Node) -> None:
+async def _age(node: Node, replication: Replication) -> None:
     while True:
         await node.env.clock.sleep(_AGE_SECONDS)
         dropped = node.pushes.expire()
         if dropped:
             log.info("event=pushes_aged_out pieces=%d", dropped)
+        await replication.expire()
 
 
 async def _close(node: Node) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from gfscore.rpc.transport import CallContext
 from gfscore.server.master.calls import Calls
 from gfscore.server.master.chunk_calls import ChunkCalls
 from gfscore.server.master.leases import LeaseBook
+from gfscore.server.master.repair import Repair
 from gfscore.server.master.servers import CORRUPT, Servers, ServerState
 from gfscore.server.master.sessions import Sessions
 from gfscore.server.master.state import MasterState
@@ -29,13 +31,14 @@ from gfscore.server.master.state import MasterState
 _PAGE_BYTES = 4096
 _COUNTED_AT_ONCE = 1000  # chunks, between two chances for other calls
 _HEALTH_SECONDS = 1.0  # a count of all chunks is good for so long
+_WRITTEN_SECONDS = 10.0  # after so long the first write of a granted chunk has been reported
 _FILE_INFO_CHUNKS_MAX = 100_000
 
 
 class Admin:
     def __init__(
         self, state: MasterState, env: Env, calls: Calls, sessions: Sessions, servers: Servers, leases: LeaseBook,
-        chunk_calls: ChunkCalls, defaults: Policy, chunk_size: int,
+        chunk_calls: ChunkCalls, repair: Repair, defaults: Policy, chunk_size: int,
     ) -> None:  # fmt: skip
         self.address = pb.Address()
         self._state = state
@@ -45,10 +48,12 @@ class Admin:
         self._servers = servers
         self._leases = leases
         self._chunk_calls = chunk_calls
+        self._repair = repair
         self._defaults = defaults
         self._chunk_size = chunk_size
         self._started = env.clock.boottime()
         self._health = (0, 0, 0, 0)
+        self._on_draining: Counter[str] = Counter()  # chunks that count on a draining server
         self._health_until = float("-inf")
         self._counting = trio.Lock()
 
@@ -104,7 +109,21 @@ class Admin:
                 scrub_finished_ns=server.scrub[1],
                 scrub_bad=server.scrub[2],
             )
+            if server.id in self._servers.draining:
+                self._say_what_is_left(reply.chunkservers[-1], server)
+        self._repair.report(reply)
         return reply
+
+    def _say_what_is_left(self, entry: pb.StatusReply.ChunkserverStatus, server: ServerState) -> None:
+        """A draining server may be switched off when no chunk counts on it, and it has none."""
+        entry.chunks_left = max(server.chunk_count, self._on_draining[server.id])
+        if entry.state == "draining" and server.complete and not entry.chunks_left:
+            entry.state = "drained"
+
+    def _counts_on(self, handle: int) -> bool:
+        """Not a chunk that was granted a while ago and never written: the first write would find another place."""
+        lease = self._leases.find(handle)
+        return lease is None or not lease.fresh or lease.granted_at > self._env.clock.boottime() - _WRITTEN_SECONDS
 
     async def _chunk_health(self) -> tuple[int, int, int, int]:
         """(healthy, under-, over-replicated, lost) of all chunks, counted in slices; the state may change meanwhile."""
@@ -112,12 +131,20 @@ class Admin:
             if self._env.clock.boottime() < self._health_until:
                 return self._health
             healthy = under = over = lost = 0
+            on_draining: Counter[str] = Counter()
             start = b""
             while True:
                 rows = list(islice(self._state.tables.range(CHUNKS, start, None), _COUNTED_AT_ONCE))
                 for key, raw in rows:
                     servers = self._servers.replicas(unpack8(key))
-                    live = sum(not server.gone for server in servers)
+                    if self._servers.draining:
+                        on_draining.update(
+                            server.id
+                            for server in servers
+                            if server.id in self._servers.draining
+                            and (server.chunk_count or self._counts_on(unpack8(key)))
+                        )
+                    live = sum(map(self._servers.counts, servers))
                     goal = unpack_chunk(raw).goal
                     if live == goal:
                         healthy += 1
@@ -131,6 +158,7 @@ class Admin:
                     break
                 start = rows[-1][0] + b"\0"
                 await trio.lowlevel.checkpoint()
+            self._on_draining = on_draining
             self._health = (healthy, under, over, lost)
             self._health_until = self._env.clock.boottime() + (_HEALTH_SECONDS if len(rows) and start else 0.0)
             return self._health

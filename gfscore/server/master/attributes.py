@@ -9,8 +9,8 @@ from gfscore.env import Env
 from gfscore.errors import Code, GfsError
 from gfscore.metadata import policies, xattrs
 from gfscore.metadata.attributes import set_attributes
-from gfscore.metadata.chunks import load_chunk
-from gfscore.metadata.inodes import load, load_file
+from gfscore.metadata.chunks import file_handles, load_chunk
+from gfscore.metadata.inodes import FileType, load, load_file
 from gfscore.metadata.lengths import Truncated, commit_length, truncate
 from gfscore.metadata.locks import inode_key
 from gfscore.metadata.transaction import Transaction
@@ -113,7 +113,8 @@ class Attributes:
         if planned.boundary is not None:
             await self._cut_boundary(inode, planned)
         for lease in self._leases.of_inode(inode):
-            self._leases.drop(lease.handle)  # the next grant tells its primary where appends begin now
+            # The next grant tells its primary where appends begin now. Until then it is held: not to be forgotten.
+            lease.broken = True
         tx = self._state.begin()
         done = truncate(tx, inode, size, chunk_size=self._chunk_size, now_ns=self._env.clock.wall_ns())
         self._forget_other_writers(inode, session)
@@ -123,6 +124,8 @@ class Attributes:
         if _more_than_size(request):
             self._set_plain(tx, request, session)
         self._calls.commit(tx, request.id, inode)
+        for handle in done.freed_chunks:
+            self._leases.drop(handle)
         self._servers.freed(done.freed_chunks)
 
     def _forget_other_writers(self, inode: int, session: Session | None) -> None:
@@ -204,12 +207,18 @@ class Attributes:
                 self._calls.commit(tx, request.id)
                 for lease in self._leases.of_inode(request.inode):
                     lease.broken = True  # the next grant carries the new pad byte and durability
+                if "replication" in values:
+                    self._servers.dirty.update(self._chunks_of(request.inode))
                 told = self._sessions.told([Item(inode=request.inode, attr=True, chunks=True)], session)
             load(self._state.tables, request.inode)
             found = policies.effective(self._state.tables, request.inode, self._defaults)
             return pb.PolicyReply(values=policies.as_text(found)), told
 
         return self._calls.quick(lambda: self._keys(request.inode), operation)
+
+    def _chunks_of(self, inode: int) -> list[int]:
+        record = load(self._state.tables, inode)
+        return file_handles(self._state.tables, record) if record.type is FileType.FILE else []
 
 
 def _more_than_size(request: pb.SetAttrRequest) -> bool:

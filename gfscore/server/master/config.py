@@ -28,6 +28,15 @@ class MasterConfig:
     replication: int = 3  # replicas of a chunk where no policy says otherwise
     trash_seconds: int = TRASH_SECONDS_DEFAULT  # how long deleted files can be restored where no policy says otherwise
     checkpoint_keys: int = 100_000  # a checkpoint after so many changed keys
+    suspect_seconds: float = 5.0  # unheard for so long, a chunkserver gets no new chunks and is read from last
+    down_seconds: float = 30.0  # and for so long, its replicas are made anew elsewhere [0069]
+    safe_mode_seconds: float = 60.0  # after a start no clones before this, unless all known chunkservers are back
+    safe_mode_share: float = 0.99  # nor before this share of the chunks has been found
+    clones_max: int = 16  # clones at the same time in all [0072]
+    clones_per_server_max: int = 4  # at one server as source, and again as destination
+    clone_bytes_per_second: int = 0  # of one clone; 0: no limit
+    rebalance_percent: float = 5.0  # chunks move when a server's use of its disk is so far from the mean; 0: never
+    rebalance_moves_max: int = 2  # so many at the same time [0074]
     log_level: str = "INFO"
 
     def __post_init__(self) -> None:
@@ -47,6 +56,16 @@ class MasterConfig:
             raise GfsError(Code.INVALID, f"lease_seconds = {self.lease_seconds:g} is not from 1 to 3600")
         if self.checkpoint_keys < 1:
             raise GfsError(Code.INVALID, f"checkpoint_keys = {self.checkpoint_keys} is not at least 1")
+        if not 0 < self.suspect_seconds <= self.down_seconds:
+            raise GfsError(
+                Code.INVALID,
+                f"suspect_seconds = {self.suspect_seconds:g} is not above 0 and at most "
+                f"down_seconds = {self.down_seconds:g}",
+            )
+        if self.clones_max < 1 or self.clones_per_server_max < 1:
+            raise GfsError(Code.INVALID, "clones_max and clones_per_server_max are at least 1")
+        if not 0 <= self.safe_mode_share <= 1:
+            raise GfsError(Code.INVALID, f"safe_mode_share = {self.safe_mode_share:g} is not from 0 to 1")
         for name, port in (("port", self.port), ("stream_port", self.stream_port)):
             if not 0 <= port <= _PORT_MAX:
                 raise GfsError(Code.INVALID, f"{name} = {port} is not from 0 to {_PORT_MAX}")

@@ -102,8 +102,10 @@ class Data:
                 yield pb.ChunkLocation(index=index)
                 continue
             replicas = self._servers.replicas(handle) or self._servers.damaged(handle)
-            if any(server.gone or server.suspect for server in replicas):
-                replicas.sort(key=lambda server: (server.gone, server.suspect))
+            if not all(map(self._servers.is_up, replicas)):
+                replicas.sort(key=lambda server: (server.gone, not self._servers.is_up(server)))
+                if not self._servers.is_up(replicas[0]):
+                    self._servers.waited_for.add(handle)
             lease = self._leases.find(handle)
             yield pb.ChunkLocation(
                 index=index,

@@ -7,9 +7,12 @@ from the chunk; what a chunkserver reports about it meanwhile is not judged.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import trio
 
 from gfscore.errors import Code, GfsError
 from gfscore.metadata.chunks import find_chunk, load_chunk, raise_version, replace_shared_chunk
@@ -70,10 +73,28 @@ class Fencing:
         self._servers = servers
         self._leases = leases
         self._calls = calls
+        self._held: set[int] = set()  # chunks of which somebody changes version or set
+        self._freed = trio.Event()
+
+    @asynccontextmanager
+    async def exclusive(self, handles: Collection[int]) -> AsyncIterator[None]:
+        """Nobody else gives these chunks a new version or a copy meanwhile; so nobody gets a lease that is not granted
+        yet. The locks of the namespace are taken before this, never inside."""
+        while not self._held.isdisjoint(handles):
+            await self._freed.wait()
+        self._held.update(handles)
+        try:
+            yield
+        finally:
+            self._held.difference_update(handles)
+            self._freed.set()
+            self._freed = trio.Event()
 
     def candidates(self, handle: int, exclude: Collection[str] = ()) -> list[ServerState]:
-        """Live servers with a good replica, without the excluded ones unless nobody else is left."""
+        """Live servers with a good replica, without the excluded ones unless nobody else is left. Those that are down
+        are not waited for once more, unless there are no others."""
         alive = [server for server in self._servers.replicas(handle) if not server.gone]
+        alive = [server for server in alive if self._servers.counts(server)] or alive
         return [server for server in alive if server.id not in exclude] or alive
 
     async def fence(
@@ -84,6 +105,13 @@ class Fencing:
         A chunk of which no replica answered has an empty set in the result, and keeps its version. `truncate`: cut the
         replicas to so many bytes as well.
         """
+        async with self.exclusive(handles):
+            return await self.fence_held(handles, truncate=truncate, exclude=exclude)
+
+    async def fence_held(
+        self, handles: list[int], *, truncate: int | None = None, exclude: Collection[str] = ()
+    ) -> dict[int, Fenced]:
+        """`fence` for who has the chunks exclusively."""
         await self._servers.wait_for_sets(handles, REPORT_WAIT_SECONDS)
         busy = [handle for handle in handles if handle not in self._servers.busy]
         self._servers.busy.update(busy)
@@ -193,6 +221,12 @@ class Fencing:
         between leaves orphaned chunks. The new handle and its set. Raises NOT_READY when nobody could copy it, NO_SPACE
         when that was for want of room.
         """
+        async with self.exclusive([handle]):
+            return await self._copy(inode, index, handle, truncate, avoid)
+
+    async def _copy(
+        self, inode: int, index: int, handle: int, truncate: int | None, avoid: Collection[str]
+    ) -> tuple[int, Fenced]:
         await self._servers.wait_for_sets([handle], REPORT_WAIT_SECONDS)
         reserving = self._state.begin()
         new_handle = reserving.tick()

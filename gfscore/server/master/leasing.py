@@ -205,6 +205,8 @@ class Leasing:
         complaint = set(request.avoid) if lease is not None and request.stale_version == lease.version else set()
         complaint |= lease.failed if lease is not None else set()
         again = complaint & lease.avoided if lease is not None else set()
+        if request.avoid or request.stale_version:
+            self._servers.waited_for.add(handle)
         fenced = (await self._fencing.fence([handle], exclude=again))[handle]
         if not fenced.servers:
             length_known = record.size > index * self._chunk_size

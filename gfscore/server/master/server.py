@@ -17,8 +17,10 @@ from gfscore.server.master.attributes import Attributes
 from gfscore.server.master.calls import Calls
 from gfscore.server.master.chunk_calls import ChunkCalls
 from gfscore.server.master.clients import Clients
+from gfscore.server.master.cloning import Cloning
 from gfscore.server.master.config import MasterConfig
 from gfscore.server.master.data import Data
+from gfscore.server.master.drain import Drain
 from gfscore.server.master.fencing import Fencing
 from gfscore.server.master.grants import GrantSigner
 from gfscore.server.master.leases import LeaseBook
@@ -27,7 +29,9 @@ from gfscore.server.master.lengths import Lengths
 from gfscore.server.master.locking import Locks
 from gfscore.server.master.namespace import Namespace
 from gfscore.server.master.removing import Removing
+from gfscore.server.master.repair import Repair
 from gfscore.server.master.reports import Reports
+from gfscore.server.master.safe_mode import SafeMode
 from gfscore.server.master.servers import Servers
 from gfscore.server.master.sessions import Sessions
 from gfscore.server.master.snapshots import Snapshots
@@ -74,7 +78,13 @@ class Master:
             chunk_size,
         )  # fmt: skip
         self._snapshots = Snapshots(state, env, calls, locks, sessions, self._lengths, self._data)
-        self._admin = Admin(state, env, calls, sessions, servers, leases, chunk_calls, defaults, chunk_size)
+        cloning = Cloning(state, config, servers, sessions, leases, self._lengths, fencing, chunk_calls)
+        safe_mode = SafeMode(state, env, config, servers)
+        self._repair = Repair(state, env, config, servers, cloning, safe_mode, nursery)
+        self._drain = Drain(servers)
+        self._admin = Admin(
+            state, env, calls, sessions, servers, leases, chunk_calls, self._repair, defaults, chunk_size
+        )
         greeting = pb.HelloReply(
             cluster_id=state.cluster_id,
             chunk_size=chunk_size,
@@ -117,6 +127,8 @@ class Master:
                 "TrashList": self._trash.list,
                 "TrashRestore": self._trash.restore,
                 "TrashEmpty": self._trash.empty,
+                "Drain": self._drain.drain,
+                "ForgetServer": self._drain.forget_server,
             }
         )
 
@@ -131,6 +143,10 @@ class Master:
         address = pb.Address(host=self._config.reachable_host, port=stream_port, control_port=control_port)
         self._clients.greeting.address.CopyFrom(address)
         self._admin.address = address
+
+    async def repair(self) -> None:
+        """Until cancelled: keep every chunk at its goal."""
+        await self._repair.run()
 
     async def look_after_sessions(self) -> None:
         """Until cancelled: end what was not heard of for too long, and tidy up behind it."""
@@ -192,6 +208,7 @@ async def _serve(
             )  # fmt: skip
             task_status.started((port, stream_port))
             nursery.start_soon(master.look_after_trash)
+            nursery.start_soon(master.repair)
             await master.look_after_sessions()
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _STOP_SECONDS):

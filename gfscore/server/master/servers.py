@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 REPORT_SLICE_CHUNKS = 1000
 _KNOWN = b"server/"  # + server id: it has registered once
-_SUSPECT_HEARTBEATS = 4
+_DRAINING = b"drain/"  # + server id: it is to be emptied [0073]
 _DRIFT = 1.05  # the master waits longer than a server counts: clocks differ (rule 4)
 _DECAY_SECONDS = 10.0
 _PING_SECONDS = 1.0
@@ -70,6 +70,10 @@ class Servers:
         self.by_id: dict[str, ServerState] = {}
         self.locations: dict[int, Replicas] = {}  # replicas of the recorded version
         self.stale: dict[int, dict[str, int]] = {}  # handle → server → another version; -1 corrupt
+        self.dirty: set[int] = set()  # chunks whose replicas have changed since repair last looked at them
+        self.waited_for: set[int] = set()  # chunks that a client has just asked for in vain
+        self.generation = 0  # grows when what `replicas` says of unchanged locations may be something else
+        self.draining: set[str] = set()
         self.busy: set[int] = set()  # chunks whose version or existence is being changed: reports say nothing yet
         self.heard_all = False  # every server known from before the start has reported completely
         self._state = state
@@ -80,12 +84,15 @@ class Servers:
         self._changed = trio.Event()
         self._gathering_until = env.clock.boottime() + _GATHERING_SECONDS
         self._decayed = env.clock.boottime()
-        prefix = _KNOWN
-        self._awaited = {
-            key[len(prefix) :].decode() for key, _ in state.tables.range(COUNTERS, prefix, prefix + b"\xff")
-        }
+        self._awaited = set(self._stored(_KNOWN))
+        self.draining.update(self._stored(_DRAINING))
         self._registering = trio.Lock()
         self._note_completeness()
+
+    def _stored(self, prefix: bytes) -> list[str]:
+        """The server ids behind the keys with this prefix."""
+        rows = self._state.tables.range(COUNTERS, prefix, prefix + b"\xff")
+        return [key[len(prefix) :].decode() for key, _ in rows]
 
     # ------------------------------------------------------------ sessions
 
@@ -206,18 +213,72 @@ class Servers:
         return lapsed
 
     def state_of(self, server: ServerState) -> str:
-        """As `gfs status` says it."""
-        if server.gone:
+        """As `gfs status` says it: up, suspect, down, draining."""
+        if server.gone or not self.counts(server):
             return "down"
-        return "suspect" if server.suspect or not self._heard_lately(server) else "up"
+        if not self.is_up(server):
+            return "suspect"
+        return "draining" if server.id in self.draining else "up"
 
-    def _heard_lately(self, server: ServerState) -> bool:
-        silent = self._env.clock.boottime() - server.heard
-        return silent < self._config.heartbeat_seconds * _SUSPECT_HEARTBEATS + 1
+    def silent_seconds(self, server: ServerState) -> float:
+        return self._env.clock.boottime() - server.heard
+
+    def is_up(self, server: ServerState) -> bool:
+        """Heard of lately, and it answers."""
+        return not server.gone and not server.suspect and self.silent_seconds(server) < self._config.suspect_seconds
+
+    def counts(self, server: ServerState) -> bool:
+        """Its replicas count as replicas: it is not given up yet."""
+        return self.silent_seconds(server) < self._config.down_seconds
 
     def usable(self) -> list[ServerState]:
         """Servers that take new chunks."""
-        return [s for s in self.by_id.values() if not s.gone and not s.suspect and self._heard_lately(s)]
+        return [s for s in self.by_id.values() if self.is_up(s) and s.id not in self.draining]
+
+    # ------------------------------------------------------------ what an operator says
+
+    def named(self, name: str) -> str:
+        """The id of the known server that is called `name`: its id, or its HOST:PORT. Raises NOT_FOUND."""
+        if name in self.by_id or name in self._awaited:
+            return name
+        for server in self.by_id.values():
+            address = server.message.address
+            if name in (f"{address.host}:{address.port}", f"{address.host}:{address.control_port}"):
+                return server.id
+        raise GfsError(Code.NOT_FOUND, f"no chunkserver {name!r} is known: see gfs status")
+
+    def set_draining(self, server_id: str, draining: bool) -> None:
+        """Logged, so that it outlives a restart."""
+        tx = self._state.begin()
+        if draining:
+            tx.put(COUNTERS, _DRAINING + server_id.encode(), b"")
+            self.draining.add(server_id)
+        else:
+            tx.delete(COUNTERS, _DRAINING + server_id.encode())
+            self.draining.discard(server_id)
+        self._state.commit(tx)
+
+    def forget(self, server_id: str) -> None:
+        """It never comes back, says the operator: it is not waited for any more (rule 23). Raises BUSY while it is up.
+        """
+        server = self.by_id.get(server_id)
+        if server is not None and not server.gone and self.counts(server):
+            raise GfsError(Code.BUSY, f"chunkserver {server_id} is not down: stop it first")
+        tx = self._state.begin()
+        for prefix in (_KNOWN, _DRAINING):
+            tx.delete(COUNTERS, prefix + server_id.encode())
+        self._state.commit(tx)
+        self.draining.discard(server_id)
+        self._awaited.discard(server_id)
+        if server is not None:
+            self.end_session(server)
+            del self.by_id[server_id]
+        self._signal()
+
+    @property
+    def unheard(self) -> list[str]:
+        """Servers of before the start that have not reported completely yet."""
+        return sorted(self._awaited)
 
     def alive(self, server_id: str, epoch: int) -> ServerState | None:
         """The server, if this session of it is still good."""
@@ -277,14 +338,16 @@ class Servers:
         else:
             self.stale.pop(handle, None)
         self.locations[handle] = self.as_set(servers)
+        self.dirty.add(handle)
 
     def add_replica(self, handle: int, server: ServerState) -> None:
-        """A report says that `server` has the recorded version."""
+        """A report, or a clone that was finished, says that `server` has the recorded version."""
         known = self.locations.get(handle, ())
         if server in known:
             return
         others = [other for other in known if other.id != server.id]
         self.locations[handle] = self.as_set([*others, server])
+        self.dirty.add(handle)
         self._drop_stale(handle, server.id)
 
     def remove_replica(self, handle: int, server_id: str, version: int) -> None:
@@ -294,6 +357,21 @@ class Servers:
         if len(left) != len(known):
             self.locations[handle] = self.as_set(left)
         self.stale.setdefault(handle, {})[server_id] = version
+        self.dirty.add(handle)
+
+    def give_up_replica(self, handle: int, server_id: str) -> None:
+        """A good replica that is one too many: out of the locations, deleted by its server's next heartbeat."""
+        left = [server for server in self.locations.get(handle, ()) if server.id != server_id]
+        self.locations[handle] = self.as_set(left)
+        self.dirty.add(handle)
+        current = self.by_id.get(server_id)
+        if current is not None:
+            current.collect.add(handle)
+
+    def lacks(self, handle: int, server_id: str) -> None:
+        """`server_id` does not have the replica that it was thought to have, or it is not counted on any more."""
+        self.locations[handle] = self.as_set([s for s in self.locations.get(handle, ()) if s.id != server_id])
+        self.dirty.add(handle)
 
     def _drop_stale(self, handle: int, server_id: str) -> None:
         stale = self.stale.get(handle)
@@ -357,6 +435,7 @@ class Servers:
         self.heard_all = not awaited
 
     def _signal(self) -> None:
+        self.generation += 1
         self._note_completeness()
         self._changed.set()
         self._changed = trio.Event()

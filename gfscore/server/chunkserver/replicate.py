@@ -1,0 +1,245 @@
+"""Copying a chunk from another server when the master asks for it: re-replication and moves [0069]-[0074].
+
+The source verifies what it sends, this side verifies what arrives, and a finished copy equals the source by the
+checksums of all its blocks. The append table travels along, so that a retry is recognised here too (rule 14).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+import trio
+
+from gfscore.checksum import crc32c
+from gfscore.errors import Code, GfsError
+from gfscore.proto import gfs_pb2 as pb
+from gfscore.replica.reconcile import BlockState, CopyStep, plan_copy
+from gfscore.rpc.transport import CallContext, Channel
+from gfscore.storage.buffers import PooledBuffer
+from gfscore.storage.chunk_copy import IncomingCopy
+from gfscore.storage.chunk_store import Chunk
+
+if TYPE_CHECKING:
+    from gfscore.server.chunkserver.node import Node
+
+log = logging.getLogger(__name__)
+
+_AHEAD = 4  # pieces asked for before the first of them is written
+_CALL_SECONDS = 10.0
+_KEPT_SECONDS = 120.0  # an unfinished copy that nobody asks for any more
+_ROUNDS_MAX = 4  # of looking for differences, when nothing should change any more
+
+
+class SourceFailed(Exception):
+    """Not this server is at fault, but the one that is copied from."""
+
+    def __init__(self, error: GfsError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Replication:
+    """The handler of `Replicate`, and the copies that are not finished."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._copies: dict[int, IncomingCopy] = {}
+        self._used: dict[int, float] = {}  # handle → boottime of the last request
+        self._busy: set[int] = set()
+
+    async def replicate(self, request: pb.ReplicateRequest, context: CallContext) -> pb.ReplicateReply:
+        """Handler of `Replicate`. Raises GfsError: UNKNOWN_SESSION, BUSY, NO_SPACE, STALE_VERSION (a newer is here).
+
+        What the source is to blame for is in the reply.
+        """
+        node, handle = self._node, request.handle
+        if request.epoch != node.session.epoch:
+            raise GfsError(Code.UNKNOWN_SESSION, f"epoch {request.epoch} is not the epoch of this server's session")
+        if handle in self._busy:
+            raise GfsError(Code.BUSY, f"chunk {handle:016x} is being copied already")
+        if node.replicas.version_here(handle) == request.version:
+            replica = await node.replicas.get(handle)  # the answer to an earlier request was lost
+            return pb.ReplicateReply(length=replica.chunk.length)
+        self._busy.add(handle)
+        reply = pb.ReplicateReply()
+        try:
+            await self._copy(request, reply)
+        except SourceFailed as failed:
+            reply.source_error, reply.message = failed.error.code, failed.error.message
+        except GfsError:
+            await self._drop(handle)
+            raise
+        finally:
+            self._busy.discard(handle)
+            self._used[handle] = node.env.clock.boottime()
+        return reply
+
+    async def expire(self) -> None:
+        """Drop what the master has forgotten. Called now and then."""
+        limit = self._node.env.clock.boottime() - _KEPT_SECONDS
+        for handle, used in list(self._used.items()):
+            if used < limit and handle not in self._busy:
+                await self._drop(handle)
+                del self._used[handle]
+
+    async def _drop(self, handle: int) -> None:
+        copy = self._copies.pop(handle, None)
+        if copy is not None:
+            await self._node.io.run(copy.drop)
+
+    async def _copy(self, request: pb.ReplicateRequest, reply: pb.ReplicateReply) -> None:
+        node, handle = self._node, request.handle
+        address = (request.source.address.host, request.source.address.port)
+        copy = self._copies.get(handle)
+        if copy is None:
+            copy = self._copies[handle] = await node.io.run(IncomingCopy, node.store, handle, request.version)
+        try:
+            async with node.peers.push(address) as stream:
+                await _Transfer(node, cast(Channel, stream), request, reply, copy.chunk).run()
+        except GfsError as error:
+            if error.code is Code.UNREACHABLE:  # the connection could not even be opened
+                raise SourceFailed(error) from error
+            raise
+        reply.length = await node.io.run(lambda: copy.chunk.length)
+        if request.finish:
+            await node.replicas.take_copy(copy, request.version)
+            del self._copies[handle]
+            node.beat_soon()
+            log.info(
+                "event=replicated chunk=%016x version=%d source=%s bytes=%d",
+                handle, request.version, request.source.id, reply.length,
+            )  # fmt: skip
+
+
+class _Transfer:
+    """One request: the bytes that this side lacks, several pieces under way at once. Counts into `reply`."""
+
+    def __init__(
+        self, node: Node, source: Channel, request: pb.ReplicateRequest, reply: pb.ReplicateReply, chunk: Chunk
+    ) -> None:
+        self._node = node
+        self._source = source
+        self._request = request
+        self._reply = reply
+        self._chunk = chunk
+        self._began = node.env.clock.boottime()
+
+    async def run(self) -> None:
+        """Without `finish` one pass, with it until both are equal. Raises SourceFailed, GfsError."""
+        theirs = await self._their_state()
+        for number in range(_ROUNDS_MAX):
+            steps = plan_copy(theirs, await self._node.io.run(self._my_state))
+            if not steps:
+                return
+            await self._take(steps, theirs.clients)
+            if not self._request.finish:
+                return
+            if number:  # the first round brings the bytes, the second the append table
+                theirs = await self._their_state()
+        if plan_copy(theirs, await self._node.io.run(self._my_state)):
+            raise SourceFailed(GfsError(Code.NOT_READY, "the replica changes while it is copied"))
+
+    def _my_state(self) -> BlockState:
+        length, tail, table = self._chunk.block_checksums()
+        return BlockState(length, tail, table, self._chunk.append_table_bytes())
+
+    async def _their_state(self) -> BlockState:
+        request = pb.BlocksRequest(handle=self._request.handle, version=self._request.version)
+        reply, table = await self._ask("Blocks", request, None)
+        return BlockState(reply.length, reply.tail_checksum, bytes(table), reply.clients)
+
+    async def _ask(self, method: str, request: Any, into: memoryview | None) -> tuple[Any, memoryview]:
+        try:
+            return await self._source.call(method, request, timeout=_CALL_SECONDS, reply_into=into)
+        except GfsError as error:
+            raise SourceFailed(error) from error
+
+    async def _take(self, steps: list[CopyStep], clients: bytes) -> None:
+        """Carry out the steps in their order, a few of them asked for ahead."""
+        ahead: deque[_Piece] = deque()
+        failure: Exception | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                try:
+                    await self._pump(nursery, iter(steps), ahead, clients)
+                except (SourceFailed, GfsError) as error:
+                    failure = error
+                    nursery.cancel_scope.cancel()
+        finally:
+            # A cancelled fetch closes its stream only when that is given back: until then its buffer is not reused.
+            for piece in ahead:
+                if piece.here.is_set():
+                    piece.buffer.release()
+        if failure is not None:
+            raise failure
+
+    async def _pump(
+        self, nursery: trio.Nursery, steps: Iterator[CopyStep], ahead: deque[_Piece], clients: bytes
+    ) -> None:
+        while True:
+            while len(ahead) < _AHEAD and (step := next(steps, None)) is not None:
+                piece = _Piece(step, self._node.pool.acquire(step.size))
+                ahead.append(piece)
+                nursery.start_soon(self._fetch, piece)
+            if not ahead:
+                return
+            await ahead[0].here.wait()
+            if ahead[0].failure is not None:
+                raise ahead[0].failure
+            await self._node.io.run(self._store, ahead[0], clients)
+            self._reply.copied_bytes += ahead[0].step.size
+            ahead.popleft().buffer.release()
+            await self._pace()
+
+    async def _fetch(self, piece: _Piece) -> None:
+        step = piece.step
+        if step.size:
+            request = pb.ReadRequest(
+                handle=self._request.handle, version=self._request.version, offset=step.offset, length=step.size
+            )
+            try:
+                reply, piece.data = await self._ask("Read", request, piece.buffer.view)
+                piece.checksum = reply.checksum
+                if len(piece.data) != step.size:
+                    piece.failure = SourceFailed(
+                        GfsError(Code.NOT_READY, "the replica became shorter while it was copied")
+                    )
+            except SourceFailed as error:
+                piece.failure = error
+        piece.here.set()
+
+    def _store(self, piece: _Piece, clients: bytes) -> None:
+        """In a thread."""
+        step = piece.step
+        if crc32c(piece.data) != piece.checksum:
+            raise SourceFailed(GfsError(Code.UNREACHABLE, "bytes were changed on their way from the source"))
+        if step.size and step.offset >= self._chunk.length:
+            self._chunk.write([(step.offset, piece.data)])
+        else:
+            self._chunk.replace(step.offset, piece.data, step.length_after, clients)
+
+    async def _pace(self) -> None:
+        """Not faster than the master allows."""
+        limit = self._request.bytes_per_second
+        if limit:
+            clock = self._node.env.clock
+            ahead = self._began + self._reply.copied_bytes / limit - clock.boottime()
+            if ahead > 0:
+                await clock.sleep(ahead)
+
+
+class _Piece:
+    """What one step copies. `here`: it has arrived."""
+
+    __slots__ = ("buffer", "checksum", "data", "failure", "here", "step")
+
+    def __init__(self, step: CopyStep, buffer: PooledBuffer) -> None:
+        self.step = step
+        self.buffer = buffer
+        self.data = memoryview(b"")
+        self.checksum = 0
+        self.here = trio.Event()
+        self.failure: SourceFailed | None = None

@@ -1,0 +1,358 @@
+"""A whole cluster that heals itself: servers die, come back, are drained; goals change; masters restart."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from memory_cluster import CHUNK_BYTES, MemoryCluster, memory_cluster
+
+from gfscore.client import ROOT_INODE, Client, Code, GfsError
+from gfscore.client.paths import Paths
+from gfscore.env.memory import memory_env
+from gfscore.proto import gfs_pb2 as pb
+
+QUICK: dict[str, Any] = {"suspect_seconds": 3.0, "down_seconds": 6.0}
+
+
+async def until(client: Client, condition: Any, what: str, seconds: float = 200) -> dict[str, Any]:
+    """The first status that fulfils the condition, within simulated `seconds`."""
+    status: dict[str, Any] = {}
+    with trio.move_on_after(seconds):
+        while True:
+            status = await client.status()
+            if condition(status):
+                return status
+            await trio.sleep(0.5)
+    raise AssertionError(f"waited {seconds} s for {what}: {status}")
+
+
+def healed(status: dict[str, Any]) -> bool:
+    chunks, repairing = status["chunks"], status["repairing"]
+    return chunks["healthy"] == chunks["total"] > 0 and not repairing["queued"] and not repairing["running"]
+
+
+async def replicas_of(cluster: MemoryCluster, client: Client, path: str) -> list[list[tuple[Any, ...]]]:
+    """Per chunk: (server, length, tail checksum, checksums of all blocks, append table) of each replica."""
+    inode = (await Paths(client).stat(path)).inode
+    found = []
+    transport = memory_env(cluster.network.transport("checker"), seed=1).transport
+    for chunk in (await client.file_info(inode))["chunks"]:
+        states: list[tuple[Any, ...]] = []
+        for replica in chunk["replicas"]:
+            host, _, port = replica["address"].rpartition(":")
+            stream = await transport.open_stream(host, int(port), "ChunkData")
+            request = pb.BlocksRequest(handle=int(chunk["handle"], 16), version=chunk["version"])
+            reply, table = await stream.call("Blocks", request, timeout=5)
+            states.append((host, reply.length, reply.tail_checksum, bytes(table), reply.clients))
+            await stream.aclose()
+        found.append(states)
+    return found
+
+
+async def check_equal(cluster: MemoryCluster, client: Client, path: str, goal: int) -> list[set[str]]:
+    """Every chunk has `goal` replicas, byte-equal, on different servers; which."""
+    chunks = await replicas_of(cluster, client, path)
+    for states in chunks:
+        assert len(states) == goal == len({state[0] for state in states})
+        assert all(state[1:] == states[0][1:] for state in states)
+    return [{state[0] for state in states} for states in chunks]
+
+
+async def test_a_server_dies_for_good_while_others_append(autojump_clock: trio.testing.MockClock) -> None:
+    data = random.Random(1).randbytes(7 * CHUNK_BYTES // 2)
+    async with memory_cluster(chunkservers=5, **QUICK) as cluster, cluster.client() as client:
+        paths = Paths(client, 1, 1)
+        await paths.write("/file", data)
+        await paths.write("/log", b"")
+        inode = (await paths.stat("/log")).inode
+        done = trio.Event()
+        offsets: list[int] = []
+
+        async def append() -> None:
+            file = await client.open(inode, write=True, append=True)
+            while not done.is_set():
+                offsets.append(await file.append(b"<%06d>" % len(offsets) * 500))
+                await trio.sleep(0.05)
+            await file.close()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(append)
+            await trio.sleep(1)
+            await cluster.kill("cs2")
+            await until(client, lambda status: not healed(status), "the loss to be noticed")
+            await until(client, healed, "all chunks back at their goal")
+            seen = len(offsets)
+            await trio.sleep(1)
+            assert len(offsets) > seen, "appends went on"
+            done.set()
+        await trio.sleep(10)  # simulated: what was stale is collected
+        assert await paths.read("/file") == data
+        log = await paths.read("/log")
+        for number, offset in enumerate(offsets):
+            assert log[offset : offset + 4000] == b"<%06d>" % number * 500
+        for path in ("/file", "/log"):
+            assert all("cs2" not in servers for servers in await check_equal(cluster, client, path, 3))
+
+
+async def test_two_die_at_once_and_chunks_with_one_copy_come_first(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_cluster(
+        chunkservers=6, clones_max=1, clones_per_server_max=1, clone_bytes_per_second=400_000, **QUICK
+    ) as cluster, cluster.client() as client:  # fmt: skip
+        paths = Paths(client, 1, 1)
+        for number in range(40):
+            await paths.write(f"/f{number}", bytes([number]) * 100_000)
+        await trio.sleep(150)  # simulated: all leases are given back
+        before = {
+            number: (await replicas_of(cluster, client, f"/f{number}"))[0] for number in range(40)
+        }
+        for name in ("cs1", "cs2"):
+            await cluster.kill(name)
+        lost = {number: sum(state[0] in ("cs1", "cs2") for state in states) for number, states in before.items()}
+        assert {1, 2} <= set(lost.values())
+        await until(client, lambda status: status["repairing"]["running"], "the first clone")
+
+        async def at_risk() -> tuple[int, int]:
+            """Chunks with one live replica, and those that had two left and have three again."""
+            one = again = 0
+            for number in range(40):
+                chunk = (await client.file_info((await paths.stat(f"/f{number}")).inode))["chunks"][0]
+                good = sum(replica["state"] == "good" for replica in chunk["replicas"])
+                one += good == 1
+                again += lost[number] == 1 and good == 3
+            return one, again
+
+        seen = set()
+        while not healed(await client.status()):
+            seen.add(await at_risk())
+            await trio.sleep(0.3)
+        assert all(again == 0 for one, again in seen if one > 1), sorted(seen)  # one may be under way
+        assert any(one > 1 for one, _ in seen)
+        for number in range(40):
+            assert await paths.read(f"/f{number}") == bytes([number]) * 100_000
+            await check_equal(cluster, client, f"/f{number}", 3)
+
+
+async def test_the_dead_server_comes_back_and_what_is_too_many_goes(autojump_clock: trio.testing.MockClock) -> None:
+    data = random.Random(2).randbytes(5 * CHUNK_BYTES)
+    async with memory_cluster(chunkservers=4, **QUICK) as cluster, cluster.client() as client:
+        paths = Paths(client, 1, 1)
+        await paths.write("/file", data)
+        await cluster.kill("cs1")
+        await until(client, lambda status: not healed(status), "the loss to be noticed")
+        await until(client, healed, "all chunks back at their goal")
+        await cluster.start("cs1")
+        await until(client, lambda s: all(row["state"] == "up" for row in s["chunkservers"]), "its return")
+        await until(client, healed, "the surplus to go")
+        await trio.sleep(5)
+        status = await until(client, healed, "health")
+        assert sum(row["chunks"] for row in status["chunkservers"]) == 3 * 5
+        await check_equal(cluster, client, "/file", 3)
+        assert await paths.read("/file") == data
+
+
+async def test_a_short_absence_moves_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_cluster(chunkservers=4, down_seconds=20.0) as cluster, cluster.client() as client:
+        await Paths(client, 1, 1).write("/file", bytes(3 * CHUNK_BYTES))
+        before = await check_equal(cluster, client, "/file", 3)
+        await cluster.kill("cs1")
+        await trio.sleep(12)
+        assert not (await client.status())["repairing"]["queued"]
+        await cluster.start("cs1")
+        await trio.sleep(20)
+        assert await check_equal(cluster, client, "/file", 3) == before
+
+
+async def test_draining_empties_a_server_and_survives_a_restart(autojump_clock: trio.testing.MockClock) -> None:
+    data = random.Random(3).randbytes(9 * CHUNK_BYTES // 2)
+    async with memory_cluster(chunkservers=4, clone_bytes_per_second=100_000) as cluster:
+        async with cluster.client() as client:
+            paths = Paths(client, 1, 1)
+            await paths.write("/file", data)
+            await paths.write("/open", b"abc")
+            reply = await client.operator.drain((await client.status())["chunkservers"][0]["address"])
+            drained = reply["id"]
+            assert reply["state"] == "draining"
+            await cluster.restart("master")
+        async with cluster.client("again") as client:
+            paths = Paths(client, 1, 1)
+
+            def row(status: dict[str, Any]) -> dict[str, Any]:
+                found = [row for row in status["chunkservers"] if row["id"] == drained]
+                return found[0] if found else {"state": "not back yet"}
+
+            seen = await until(client, lambda status: row(status)["state"] == "draining", "draining")
+            assert row(seen)["chunks_left"] == row(seen)["chunks"]
+            await paths.write("/new", bytes(2 * CHUNK_BYTES))
+            status = await until(client, lambda status: row(status)["state"] == "drained", "it to be empty")
+            assert row(status)["chunks"] == 0
+            await until(client, healed, "health")
+            assert await paths.read("/file") == data
+            for path in ("/file", "/open", "/new"):
+                await check_equal(cluster, client, path, 3)
+            await client.operator.drain(drained, cancel=True)
+            await until(client, lambda status: row(status)["state"] == "up", "the end of it")
+
+
+async def test_draining_one_of_as_many_as_the_goal_keeps_the_replicas(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_cluster(chunkservers=3) as cluster, cluster.client() as client:
+        await Paths(client, 1, 1).write("/file", b"abc")
+        server = (await client.status())["chunkservers"][0]["id"]
+        await client.operator.drain(server)
+        await trio.sleep(100)
+        status = await client.status()
+        assert status["chunkservers"][0]["state"] == "draining" and status["chunkservers"][0]["chunks_left"] == 1
+        await check_equal(cluster, client, "/file", 3)
+
+
+async def test_an_appended_file_leaves_a_draining_server_too(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_cluster(chunkservers=4) as cluster, cluster.client() as client:
+        paths = Paths(client, 1, 1)
+        await paths.write("/log", b"")
+        file = await client.open((await paths.stat("/log")).inode, write=True, append=True)
+        records = [b"record %05d" % number for number in range(1200)]
+        offsets = []
+        drained = ""
+        for number, record in enumerate(records):
+            offsets.append(await file.append(record))
+            if number == 100:
+                servers = (await check_equal(cluster, client, "/log", 3))[0]
+                rows = (await client.status())["chunkservers"]
+                drained = next(row["id"] for row in rows if row["address"].startswith(min(servers)))
+                await client.operator.drain(drained)
+            await trio.sleep(0.05)
+        await file.close()
+        log = await paths.read("/log")
+        assert [log[offset : offset + 12] for offset in offsets] == records
+        assert len(log) == 12 * len(records)
+        status = await until(client, lambda s: any(r["state"] == "drained" for r in s["chunkservers"]), "emptiness")
+        assert [row["id"] for row in status["chunkservers"] if row["state"] == "drained"] == [drained]
+        await check_equal(cluster, client, "/log", 3)
+
+
+async def test_a_goal_is_raised_and_lowered(autojump_clock: trio.testing.MockClock) -> None:
+    data = random.Random(4).randbytes(2 * CHUNK_BYTES + 5)
+    async with memory_cluster(chunkservers=5) as cluster, cluster.client() as client:
+        paths = Paths(client, 1, 1)
+        await paths.write("/file", data)
+        inode = (await paths.stat("/file")).inode
+        for goal in (5, 2, 1, 4):
+            await client.set_policy(inode, {"replication": str(goal)})
+            await until(client, healed, f"{goal} replicas")
+            await trio.sleep(5)
+            status = await until(client, healed, f"{goal} replicas")
+            assert sum(row["chunks"] for row in status["chunkservers"]) == 3 * goal
+            await check_equal(cluster, client, "/file", goal)
+            assert await paths.read("/file") == data
+
+
+async def test_a_master_that_has_just_started_neither_clones_nor_deletes(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    options = {"safe_mode_seconds": 50.0, **QUICK}
+    async with memory_cluster(chunkservers=5, **options) as cluster:
+        async with cluster.client() as client:
+            paths = Paths(client, 1, 1)
+            await paths.write("/file", bytes(4 * CHUNK_BYTES))
+            names = {row["address"].partition(":")[0]: row["id"] for row in (await client.status())["chunkservers"]}
+            await cluster.kill("cs1")
+            await cluster.kill("master")
+            await cluster.start("master")
+        async with cluster.client("again") as client:
+            await trio.sleep(40)
+            status = await client.status()
+            assert status["safe_mode"]["active"] and names["cs1"] in status["safe_mode"]["reason"]
+            assert not status["repairing"]["queued"] and status["unheard"] == [names["cs1"]]
+            assert status["chunks"]["under_replicated"]
+            await until(client, healed, "clones after the safe mode's time")
+            # A goal that falls: still nothing is deleted, until the operator says that cs1 is gone for ever.
+            inode = (await Paths(client).stat("/file")).inode
+            held = sum(row["chunks"] for row in (await client.status())["chunkservers"])
+            await client.set_policy(inode, {"replication": "2"})
+            await trio.sleep(60)
+            status = await client.status()
+            assert sum(row["chunks"] for row in status["chunkservers"]) == held >= 12
+            assert status["safe_mode"]["active"] and status["chunks"]["over_replicated"] == 4
+            with pytest.raises(GfsError) as caught:
+                await client.operator.forget_server(names["cs2"])
+            assert caught.value.code is Code.BUSY
+            assert await client.operator.forget_server(names["cs1"]) == names["cs1"]
+            status = await until(client, healed, "what is too many to go")
+            assert not status["safe_mode"]["active"] and not status["unheard"]
+            await check_equal(cluster, client, "/file", 2)
+
+
+async def test_all_replicas_in_one_rack_get_one_in_another(autojump_clock: trio.testing.MockClock) -> None:
+    racks = {"cs1": "near", "cs2": "near", "cs3": "near"}
+    async with memory_cluster(
+        chunkservers=3, replication=2, racks={**racks, "cs4": "far"}
+    ) as cluster, cluster.client() as client:  # fmt: skip
+        await Paths(client, 1, 1).write("/file", bytes(3 * CHUNK_BYTES))
+        await trio.sleep(10)
+        await cluster.start("cs4")
+        await trio.sleep(30)
+        await until(client, healed, "health")
+        for servers in await check_equal(cluster, client, "/file", 2):
+            assert "cs4" in servers
+
+
+async def test_a_corrupt_replica_is_replaced_from_a_good_one(autojump_clock: trio.testing.MockClock) -> None:
+    data = random.Random(6).randbytes(300_000)
+    async with memory_cluster(chunkservers=3) as cluster, cluster.client() as client:
+        paths = Paths(client, 1, 1)
+        await paths.write("/file", data)
+        handle = int((await client.file_info((await paths.stat("/file")).inode))["chunks"][0]["handle"], 16)
+        file = cluster.disks["cs2"].open(f"chunks/{handle & 0xFF:02x}/{handle:016x}")
+        file.pwrite(b"rotten", 200_000)
+        file.close()
+        _, _, problems = await client.operator.verify_file((await paths.stat("/file")).inode)
+        assert len(problems) == 1
+        await until(client, healed, "three good replicas on three servers")
+        await trio.sleep(3)
+        assert (await client.operator.verify_file((await paths.stat("/file")).inode))[2] == []
+        await check_equal(cluster, client, "/file", 3)
+
+
+async def test_a_new_server_is_filled_gently(autojump_clock: trio.testing.MockClock) -> None:
+    capacity = 40 * 1024 * 1024
+    async with memory_cluster(
+        chunkservers=3, replication=2, rebalance_moves_max=1, clone_bytes_per_second=2 * CHUNK_BYTES
+    ) as cluster, cluster.client() as client:  # fmt: skip
+        for disk in cluster.disks.values():
+            disk.capacity = 2 * capacity
+        paths = Paths(client, 1, 1)
+        data = random.Random(7).randbytes(18 * CHUNK_BYTES)
+        await paths.write("/file", data)
+        await trio.sleep(150)
+        cluster.disks["cs4"] = type(cluster.disks["cs1"])()
+        cluster.disks["cs4"].capacity = 2 * capacity
+        await cluster.start("cs4")
+        most = 0
+        for _ in range(120):
+            status = await client.status()
+            most = max(most, status["repairing"]["running"])
+            await trio.sleep(0.25)
+        await trio.sleep(100)
+        status = await until(client, healed, "health")
+        chunks = sorted(row["chunks"] for row in status["chunkservers"])
+        assert most == 1 and sum(chunks) == 36 and chunks[0] >= 5, (most, chunks)
+        assert await paths.read("/file") == data
+        await check_equal(cluster, client, "/file", 2)
+
+
+async def test_an_orphan_chunk_is_cloned_too(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_cluster(chunkservers=4, **QUICK) as cluster, cluster.client() as client:
+        paths = Paths(client, 1, 1)
+        _, file = await client.create_file(ROOT_INODE, b"open", 0o644, 1, 1)
+        await file.write(0, b"still open")
+        await file.flush()
+        await client.unlink(ROOT_INODE, b"open")
+        await paths.write("/other", b"x")
+        await cluster.kill("cs1")
+        await until(client, lambda status: not healed(status), "the loss to be noticed")
+        await until(client, healed, "all chunks back at their goal")
+        assert bytes(await file.read(0, 100)) == b"still open"
+        await file.close()
