@@ -356,3 +356,22 @@ async def test_an_orphan_chunk_is_cloned_too(autojump_clock: trio.testing.MockCl
         await until(client, healed, "all chunks back at their goal")
         assert bytes(await file.read(0, 100)) == b"still open"
         await file.close()
+
+
+async def test_a_clone_made_under_a_lease_gets_what_is_appended_afterwards(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The lease is ended before the copy is a replica: else its primary would go on without it (rule 10)."""
+    async with memory_cluster(chunkservers=4) as cluster, cluster.client() as client:
+        await Paths(client, 1, 1).write("/log", b"")
+        inode = (await Paths(client).stat("/log")).inode
+        file = await client.open(inode, write=True, append=True)
+        await file.append(b"before")
+        await client.set_policy(inode, {"replication": "4"})
+        await file.append(b"under the new lease")
+        while len((await replicas_of(cluster, client, "/log"))[0]) < 4:
+            await file.append(b"while it is copied")
+            await trio.sleep(0.01)
+        await file.append(b"and after")
+        await check_equal(cluster, client, "/log", 4)
+        await file.close()
