@@ -28,6 +28,7 @@ _TIME_NS_MAX = (1 << 63) - 1
 _SECONDS_MAX = 253_402_300_799  # the last second that has a date
 _INFO = Struct(">QQQQ")
 _DIRECTORY_MODE = 0o755
+_TRASH_KEY = pack8(TRASH_INODE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,22 +122,18 @@ def _find_place(tx: Transaction, directory: int) -> bytes:
 
 def put_in(tx: Transaction, record: InodeRecord, directory: int, name: bytes, *, now_ns: int, seconds: int) -> None:
     """`record` (no link is left, its entry in `directory` is the caller's) can be restored for `seconds`; stores it."""
-    if tx.get(INODES, pack8(TRASH_INODE)) is None:
+    if _count(tx, 1, record.size) == 0 and tx.get(INODES, _TRASH_KEY) is None:
         make_trash(tx, now_ns)
     path = path_of(tx, directory) + b"/" + name
+    if len(path) > KEPT_PATH_BYTES_MAX:
+        path = name
     deleted_ns = min(max(now_ns, 0), _TIME_NS_MAX)
-    info = TrashInfo(
-        deleted_ns,
-        min(deleted_ns + seconds * 1_000_000_000, _TIME_NS_MAX),
-        directory,
-        record.size,
-        path if len(path) <= KEPT_PATH_BYTES_MAX else name,
-    )
+    expires_ns = min(deleted_ns + seconds * 1_000_000_000, _TIME_NS_MAX)
     inode = pack8(record.inode)
-    tx.put(ENTRIES, entry_key(TRASH_INODE, _entry_of(record.inode, info)), inode)
-    tx.put(TRASH, inode, info.pack())
-    tx.put(TRASH_EXPIRY, _expiry_key(info, record.inode), b"")
-    _count(tx, 1, record.size)
+    # As `TrashInfo.pack` and the functions above would: an unlink costs no more than before there was a trash.
+    tx.put(ENTRIES, _TRASH_KEY + entry_name(deleted_ns, record.inode, name), inode)
+    tx.put(TRASH, inode, _INFO.pack(deleted_ns, expires_ns, directory, record.size) + path)
+    tx.put(TRASH_EXPIRY, pack8(expires_ns) + inode, b"")
     store(tx, record)
 
 
@@ -159,9 +156,11 @@ def resized(tx: Transaction, record: InodeRecord) -> None:
         _count(tx, 0, record.size - info.size)
 
 
-def _count(tx: Transaction, files: int, size: int) -> None:
-    before = trash_counts(tx)
-    tx.put(*TRASH_COUNTS, pack8(before[0] + files) + pack8(before[1] + size))
+def _count(tx: Transaction, files: int, size: int) -> int:
+    """Change the counters; how many files there were before."""
+    known_files, known_bytes = trash_counts(tx)
+    tx.put(*TRASH_COUNTS, pack8(known_files + files) + pack8(known_bytes + size))
+    return known_files
 
 
 # ------------------------------------------------------------ looking

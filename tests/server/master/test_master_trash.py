@@ -94,10 +94,10 @@ async def test_restoring_makes_directories_and_tells_everybody(world: Any, autoj
     await keep_deleted(client, 100)
     directory = (await client.create(b"d", kind=2)).attr.inode
     inode = (await client.create(b"f", parent=directory)).attr.inode
+    for seen in (ROOT_INODE, directory, TRASH_INODE):
+        await other.call("List", pb.ListRequest(inode=seen))
     await client.unlink(b"f", parent=directory)
     await client.unlink(b"d", directory=True)
-    await other.call("List", pb.ListRequest(inode=ROOT_INODE))
-    await other.call("List", pb.ListRequest(inode=TRASH_INODE))
     other.heard.clear()
     (entry,) = await listed(client)
     request = pb.TrashRestoreRequest(name=entry.name, caller=pb.Caller(uid=5, gid=6))
