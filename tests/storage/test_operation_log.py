@@ -182,7 +182,7 @@ def test_a_flip_of_every_byte_loses_nothing_or_is_refused(batches: list[list[byt
     refused = 0
     last_block = PAGE_BYTES + (ends_of(PAYLOADS)[-1] - PAGE_BYTES) // BLOCK_BYTES * BLOCK_BYTES + BLOCK_BYTES
     step = 1 if len(batches) > 1 else 7
-    offsets = [*range(64), *range(64, PAGE_BYTES, 61), *range(PAGE_BYTES, size, step)]  # one checksum for the header page
+    offsets = [*range(64), *range(64, PAGE_BYTES, 61), *range(PAGE_BYTES, size, step)]  # one checksum for a header
     for offset in offsets:
         damaged = disk.copy()
         damaged.corrupt(FIRST, offset, random.choice((0xFF, 1 << random.randrange(8))))
