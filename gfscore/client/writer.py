@@ -178,8 +178,6 @@ class FileWriter:
         piece = _Piece(index, segments, sync, self._last_asked.get(index))
         self._last_asked[index] = piece.asked
         self._in_flight[piece] = None
-        if not sync:
-            self._unsynced.add(index)
         self._nursery.start_soon(self._send, piece)
 
     async def _send(self, piece: _Piece) -> None:
@@ -215,6 +213,8 @@ class FileWriter:
                     piece.asked.set()
                     await self._mutator.write(grant, extents, parts, push_id, piece.sync)
                     self._acknowledged.add(grant.body.handle)
+                    if not piece.sync:
+                        self._unsynced.add(piece.index)
                     return
                 except GfsError as error:
                     attempt += 1

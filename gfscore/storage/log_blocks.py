@@ -6,6 +6,7 @@ Pure functions over bytes. Positions count bytes of the stream, offsets bytes of
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import NamedTuple
 
 from gfscore.checksum import Buffer, crc32c
@@ -18,7 +19,8 @@ PAGE_DATA_BYTES = PAGE_BYTES // BLOCK_BYTES * DATA_BYTES
 UNWRITTEN, WRITTEN, DAMAGED = 0, 1, 2
 
 _MASK = 0xFFFFFFFF
-_ZEROS = bytes(BLOCK_BYTES)
+_ZEROS = bytes(DATA_BYTES)
+_BLOCK = Struct("<508sI")
 
 
 class Blocks(NamedTuple):
@@ -59,18 +61,19 @@ def pack_pages(stream: Buffer, position: int, seed: int) -> bytes:
 
 def unpack_blocks(data: bytes, seed: int) -> Blocks:
     """The stream of a whole segment file."""
-    view = memoryview(data)
-    parts: list[Buffer] = []
-    states = bytearray()
-    seed &= _MASK
-    for number, offset in enumerate(range(PAGE_BYTES, len(data.rstrip(b"\0")), BLOCK_BYTES)):
-        piece = view[offset : offset + DATA_BYTES]
-        said = int.from_bytes(view[offset + DATA_BYTES : offset + BLOCK_BYTES], "little")
-        if len(piece) == DATA_BYTES and crc32c(piece, (seed + number) & _MASK) == said:
+    used = len(data.rstrip(b"\0")) - PAGE_BYTES
+    if used <= 0:
+        return Blocks(b"", b"")
+    blocks = data[PAGE_BYTES : PAGE_BYTES - (-used // BLOCK_BYTES) * BLOCK_BYTES]
+    if len(blocks) % BLOCK_BYTES:  # a file that was cut
+        blocks = blocks.ljust(-(-len(blocks) // BLOCK_BYTES) * BLOCK_BYTES, b"\0")
+    parts: list[bytes] = []
+    states = bytearray(len(blocks) // BLOCK_BYTES)
+    for number, (piece, said) in enumerate(_BLOCK.iter_unpack(blocks)):
+        if crc32c(piece, (seed + number) & _MASK) == said:
+            states[number] = WRITTEN
             parts.append(piece)
-            states.append(WRITTEN)
         else:
-            block = view[offset : offset + BLOCK_BYTES]
-            parts.append(_ZEROS[:DATA_BYTES])
-            states.append(UNWRITTEN if block == _ZEROS[: len(block)] else DAMAGED)
+            states[number] = DAMAGED if said or piece != _ZEROS else UNWRITTEN
+            parts.append(_ZEROS)
     return Blocks(b"".join(parts), bytes(states))

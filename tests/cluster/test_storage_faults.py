@@ -216,7 +216,7 @@ async def test_a_cluster_that_is_full_says_so_and_recovers_by_itself(autojump_cl
             _, file = await client.create_file(ROOT_INODE, b"new%d" % attempt, 0o644, 1, 1)
             with pytest.raises(GfsError) as caught:
                 await file.write(0, data)
-                await file.flush()
+                await file.fsync()
             assert caught.value.code is Code.NO_SPACE
             old = await client.open((await paths.stat("/old")).inode, write=True)
             with pytest.raises(GfsError) as caught:

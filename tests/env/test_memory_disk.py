@@ -6,9 +6,12 @@ import errno
 from random import Random
 
 import pytest
+import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gfscore.env.memory import InlineRunner
 from gfscore.env.memory_disk import MemoryDisk
 from gfscore.env.memory_faults import Killed
 
@@ -150,3 +153,31 @@ def test_after_a_crash_every_page_is_some_version_since_the_last_sync(writes: li
     for at, byte in enumerate(found):
         # A lost write leaves an older byte, or a zero where nothing older was.
         assert byte == 0 or any(at < len(version) and version[at] == byte for version in allowed)
+
+
+async def test_a_disk_that_hangs_holds_its_node_and_nobody_else(autojump_clock: trio.testing.MockClock) -> None:
+    disk, other = MemoryDisk(), MemoryDisk()
+    done: list[str] = []
+
+    async def use(name: str, disk: MemoryDisk) -> None:
+        await InlineRunner(disk)(disk.exists, "x")
+        await InlineRunner(disk).quick(disk.exists, "x")
+        done.append(name)
+
+    disk.hang()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(use, "hung", disk)
+        nursery.start_soon(use, "other", other)
+        await trio.sleep(100)
+        assert done == ["other"]
+        disk.resume()
+    assert done == ["other", "hung"]
+
+
+def test_only_a_power_loss_is_another_boot() -> None:
+    disk = MemoryDisk()
+    before = disk.boot_id()
+    disk.kill()
+    assert disk.boot_id() == before == disk.copy().boot_id()
+    disk.crash(Random(1))
+    assert disk.boot_id() != before

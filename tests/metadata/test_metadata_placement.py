@@ -69,3 +69,13 @@ def test_two_servers_of_one_machine_are_the_last_choice() -> None:
     servers = [server("a", host="m"), server("b", host="m"), server("c", host="n", recent=50)]
     for seed in range(10):
         assert "c" in choose_servers(servers, 2, random=Random(seed))
+
+
+def test_small_disks_are_filled_but_for_a_small_part() -> None:
+    def small(free_bytes: int) -> list[ServerLoad]:
+        return [ServerLoad("a", "r", 20_000_000, 20_000_000 - free_bytes)]
+
+    assert choose_servers(small(1_000_000), 1, random=Random(1)) == ["a"]
+    with pytest.raises(GfsError) as caught:
+        choose_servers(small(999_999), 1, random=Random(1))
+    assert caught.value.code is Code.NO_SPACE

@@ -144,3 +144,24 @@ def test_torn_header_pages_never_take_the_synced_one(appends: int, reopen: bool)
     disk.kill()
     last = open_store(disk, boot_id="after").get(1)
     assert bytes(last.read(0, 100)) == b"onetwothree" and not last.corrupt
+
+
+@pytest.mark.parametrize("scanned", [True, False])
+def test_a_scan_ends_the_state_after_a_power_loss(scanned: bool) -> None:
+    """From then on a page that does not verify is damage again, and not what the power loss left."""
+    disk = MemoryDisk()
+    open_store(disk).create(1, 1).write([(0, b"x" * 100)], sync=True)
+    disk.crash(Random(1))
+    store = open_store(disk, boot_id="after")
+    assert store.power_was_lost
+    if scanned:
+        assert list(store.scan()) == [(1, 1, 100)]
+    store.get(1).write([(100, b"y" * 100)])
+    newest = store.get(1)
+    disk.kill()
+    again = open_store(disk, boot_id="after")
+    assert again.power_was_lost is not scanned
+    pages = range(0, fmt.TABLE_START, fmt.PAGE_BYTES)
+    last = max(pages, key=lambda at: int.from_bytes(disk.contents(newest.path)[at + 40 : at + 48], "little"))
+    disk.corrupt(newest.path, last + 200)
+    assert again.get(1).length == 100 and again.get(1).corrupt is scanned

@@ -16,6 +16,7 @@ from gfscore.errors import Code, GfsError
 _FILE = "identity"
 _NEW_FILE = "identity.new"
 _LOCK_FILE = "lock"
+_CHUNKS = "chunks"
 _FILE_BYTES = 512
 _FILE_BYTES_MAX = 4096
 
@@ -33,12 +34,18 @@ class Identity:
 def start_incarnation(disk: Disk, random: Random) -> Identity:
     """The identity of this start: read, or made on a new directory, with the next incarnation, durable. Blocking.
 
-    Raises GfsError(IO) when the file does not make sense.
+    Raises GfsError(IO) when the file does not make sense, or is missing beside chunks.
     """
     if disk.exists(_FILE):
         found = _read(disk)
         identity = replace(found, incarnation=found.incarnation + 1)
     else:
+        if disk.exists(_CHUNKS) and any(disk.listdir(f"{_CHUNKS}/{name}") for name in _directories(disk)):
+            raise GfsError(
+                Code.IO,
+                f"{disk.real_path('')} has chunks, but the file {_FILE!r}, which says whose they are, is missing; "
+                "restore it, or use an empty directory: then the chunks are copied here from other chunkservers",
+            )
         identity = Identity(f"cs-{random.getrandbits(64):016x}", "", 1, 0)
     _write(disk, identity)
     return identity
@@ -78,6 +85,10 @@ def lock_directory(disk: Disk) -> DiskFile:
         ) from None
     except OSError as error:
         raise GfsError(Code.IO, f"cannot use the data directory {disk.real_path('')}: {error.strerror}") from error
+
+
+def _directories(disk: Disk) -> list[str]:
+    return [name for name in disk.listdir(_CHUNKS) if len(name) == 2]
 
 
 def _read(disk: Disk) -> Identity:

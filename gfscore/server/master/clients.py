@@ -33,7 +33,9 @@ class Clients:
         """Handler of `Hello`. Raises WRONG_PROTOCOL."""
         if request.protocol != PROTOCOL_VERSION:
             raise GfsError(
-                Code.WRONG_PROTOCOL, f"protocol {request.protocol} is not {PROTOCOL_VERSION}: install the same version"
+                Code.WRONG_PROTOCOL,
+                f"the client speaks protocol {request.protocol}, the master {PROTOCOL_VERSION}: "
+                "install the same version on both",
             )
         session, resumed = self._sessions.hello(request, context)
         released = session.held.difference(request.held_inodes)

@@ -97,10 +97,12 @@ class Servers:
     # ------------------------------------------------------------ sessions
 
     async def register(self, request: pb.RegisterRequest) -> pb.RegisterReply:
-        """A chunkserver starts a session. Raises WRONG_PROTOCOL, WRONG_CLUSTER, INVALID, BUSY (a copy)."""
+        """A chunkserver starts a session. Raises WRONG_PROTOCOL, WRONG_CLUSTER, INVALID, BUSY (a copy), NOT_READY."""
         if request.protocol != PROTOCOL_VERSION:
             raise GfsError(
-                Code.WRONG_PROTOCOL, f"protocol {request.protocol} is not {PROTOCOL_VERSION}: install the same version"
+                Code.WRONG_PROTOCOL,
+                f"the chunkserver speaks protocol {request.protocol}, the master {PROTOCOL_VERSION}: "
+                "install the same version on both",
             )
         if request.cluster_id and request.cluster_id != self._state.cluster_id:
             raise GfsError(
@@ -118,20 +120,38 @@ class Servers:
         return reply
 
     async def _refuse_copy(self, request: pb.RegisterRequest) -> None:
-        """Two processes on copies of one data directory would both be believed (rule 22)."""
+        """Two processes on copies of one data directory would both be believed, and an old copy though it lacks what
+        was acknowledged since (rule 22). Raises BUSY; NOT_READY while the other one may be alive but does not answer.
+        """
         old = self.by_id.get(request.server_id)
-        if old is None or old.gone or old.message.address == request.address:
+        if old is None or (old.incarnation == request.incarnation and old.message.address == request.address):
             return
-        try:
-            reply, _ = await old.channel.call("Info", pb.Empty(), timeout=_PING_SECONDS)
-        except GfsError:
-            return
-        if reply.server_id == request.server_id:
-            address = old.message.address
+        address = f"{old.message.address.host}:{old.message.address.port}"
+        if request.incarnation <= old.incarnation:
             raise GfsError(
                 Code.BUSY,
-                f"chunkserver {request.server_id} is alive at {address.host}:{address.port}: "
-                "is this data directory a copy of its?",
+                f"the data directory of chunkserver {request.server_id} is a copy, or was restored from one: "
+                f"the one at {address} was started {old.incarnation} times, this one {request.incarnation}; "
+                "use that directory, or an empty one",
+            )
+        if old.gone or old.message.address == request.address:
+            return
+        asked_at = self._env.clock.boottime()
+        try:
+            reply, _ = await old.channel.call("Info", pb.Empty(), timeout=_PING_SECONDS)
+        except GfsError as error:
+            if self._env.clock.boottime() - asked_at < _PING_SECONDS / 2 or old.gone:
+                return  # nobody there any more
+            raise GfsError(
+                Code.NOT_READY,
+                f"chunkserver {request.server_id} was at {address} a moment ago and does not answer; "
+                f"waiting until its session ends, in at most {self._config.lease_seconds:g} s",
+            ) from error
+        if reply.server_id == request.server_id:
+            raise GfsError(
+                Code.BUSY,
+                f"chunkserver {request.server_id} is alive at {address}: is this data directory a copy of its? "
+                "Stop that one first, or use an empty directory",
             )
 
     def _begin(self, request: pb.RegisterRequest) -> pb.RegisterReply:

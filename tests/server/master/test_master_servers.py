@@ -33,6 +33,47 @@ async def test_a_copy_of_a_live_server_is_refused_but_not_one_of_a_dead_one(worl
     assert reply.epoch
 
 
+async def register_from(world: Any, host: str, server_id: str, incarnation: int) -> pb.RegisterReply:
+    request = pb.RegisterRequest(
+        protocol=1, server_id=server_id, incarnation=incarnation, address=pb.Address(host=host, port=1, control_port=2)
+    )
+    reply, _ = await world.network.transport(host).control_channel("m", 7100, "Master").call(
+        "Register", request, timeout=10
+    )
+    return reply  # type: ignore[no-any-return]
+
+
+async def test_a_copy_of_a_server_that_is_busy_waits_until_its_session_ends(world: Any, autojump_clock: Any) -> None:
+    server = await world.server("a", beating=False)
+
+    async def busy(request: Any, context: Any) -> Any:
+        await trio.sleep(100)
+
+    server.service["Info"] = busy
+    for _ in range(2):
+        with pytest.raises(GfsError, match="does not answer; waiting") as caught:
+            await register_from(world, "z", "a", 2)
+        assert caught.value.code is Code.NOT_READY
+    await server.beat()
+    await trio.sleep(world.config.lease_seconds * 1.2)
+    assert (await register_from(world, "z", "a", 2)).epoch
+
+
+async def test_an_old_copy_is_refused_even_when_the_original_is_gone(world: Any, autojump_clock: Any) -> None:
+    server = await world.server("a", beating=False)
+    server.incarnation = 5
+    await server.register()
+    await trio.sleep(world.config.lease_seconds * 1.2)
+    for incarnation in (1, 4, 5):
+        with pytest.raises(GfsError, match=r"is a copy, or was restored from one.* started 5 times") as caught:
+            await register_from(world, "z", "a", incarnation)
+        assert caught.value.code is Code.BUSY
+    await server.register()
+    server.incarnation = 6
+    await server.register()
+    assert (await server.beat()) is not None
+
+
 async def test_old_sessions_are_unknown(world: Any, autojump_clock: Any) -> None:
     server = await world.server("a", beating=False)
     old = server.epoch
