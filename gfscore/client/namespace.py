@@ -115,6 +115,7 @@ class NamespaceOperations:
             return self._files.merge(attr)
         if generation != self._cache.generation:
             attr.volatile = True
+            self._cache.attrs.pop(attr.inode, None)  # it may be from before a change of ours
         else:
             self._cache.keep(attr)
         return self._files.merge(attr)
@@ -286,12 +287,15 @@ class NamespaceOperations:
             self._keep_directory(reply.parent, parent)
         else:
             self._names_changed_with_others(parent, name)
-        self._removed(reply.inode, reply.attr, hold)
+        self._removed(reply.inode, reply.attr, hold, generation != self._cache.generation)
 
-    def _removed(self, inode: int, left: pb.Attr, hold: bool) -> None:
-        """`inode` lost a name; `left` is what it is now, if it has others."""
+    def _removed(self, inode: int, left: pb.Attr, hold: bool, crossed: bool) -> None:
+        """`inode` lost a name; `left` is what it is now, if it has others. `crossed`: with a change by others."""
         if left.inode:
-            self._cache.keep(attr_from_wire(left))
+            if crossed:
+                self._cache.attrs.pop(inode, None)
+            else:
+                self._cache.keep(attr_from_wire(left))
         elif hold:
             self._session.held.add(inode)
             attr = self._cache.attrs.get(inode)
@@ -346,7 +350,7 @@ class NamespaceOperations:
             else:
                 self._forget_names(parent)
         elif replaced and replaced != moved:
-            self._removed(replaced, reply.replaced, hold)
+            self._removed(replaced, reply.replaced, hold, crossed)
 
     def _forget_names(self, inode: int) -> None:
         self._cache.names_unknown(inode)
