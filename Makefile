@@ -7,8 +7,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 TESTS ?= tests integration
 PEER ?=
+EVENTS ?= 1000
+SEED ?=
 
-.PHONY: mount unmount test bench lint format proto install develop clean
+.PHONY: mount unmount test bench chaos lint format proto install develop clean
 
 mount: install
 	@scripts/mount "$(MOUNT)" "$(ROOT)"
@@ -21,6 +23,10 @@ test: develop
 
 bench: develop
 	@scripts/bench "$(PEER)"
+
+# Random SIGKILL and SIGSTOP on all roles under load; a failing run prints its seed and the command that repeats it.
+chaos: develop
+	$(BIN)/python integration/chaos.py --events $(EVENTS) $(if $(SEED),--seed $(SEED))
 
 lint: develop
 	$(BIN)/ruff check .

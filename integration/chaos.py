@@ -266,7 +266,7 @@ class Chaos:
             return
         for problem in json.loads(done.stdout)["problems"]:
             text = json.dumps(problem)
-            fewer = "under_replicated" in text or " replicas" in text or "stale" in text or "missing" in text
+            fewer = any(word in text for word in ("under_replicated", " replicas", "stale", "missing", "not here"))
             if repairs or not fewer or "differ" in text:
                 found.problems.append(f"gfs fsck: {text}")
 

@@ -115,6 +115,7 @@ class NamespaceOperations:
             return self._files.merge(attr)
         if generation != self._cache.generation:
             attr.volatile = True
+            self._cache.attrs.pop(attr.inode, None)  # it may be from before a change of ours
         else:
             self._cache.keep(attr)
         return self._files.merge(attr)
@@ -292,12 +293,15 @@ class NamespaceOperations:
         reply = await self._session.change("Unlink", request)
         self._keep_name(parent, name, 0, generation)
         self._keep_directory(reply.parent, parent, generation)
-        self._removed(reply.inode, reply.attr, hold)
+        self._removed(reply.inode, reply.attr, hold, generation != self._cache.generation)
 
-    def _removed(self, inode: int, left: pb.Attr, hold: bool) -> None:
-        """`inode` lost a name; `left` is what it is now, if it has others."""
+    def _removed(self, inode: int, left: pb.Attr, hold: bool, crossed: bool) -> None:
+        """`inode` lost a name; `left` is what it is now, if it has others. `crossed`: with a change by others."""
         if left.inode:
-            self._cache.keep(attr_from_wire(left))
+            if crossed:
+                self._cache.attrs.pop(inode, None)
+            else:
+                self._cache.keep(attr_from_wire(left))
         elif hold:
             self._session.held.add(inode)
             attr = self._cache.attrs.get(inode)
@@ -348,7 +352,7 @@ class NamespaceOperations:
             else:
                 self._forget_names(parent)
         elif replaced and replaced != moved:
-            self._removed(replaced, reply.replaced, hold)
+            self._removed(replaced, reply.replaced, hold, generation != self._cache.generation)
 
     def _forget_names(self, inode: int) -> None:
         self._cache.names_unknown(inode)

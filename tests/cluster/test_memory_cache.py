@@ -159,3 +159,32 @@ async def test_a_length_on_its_way_to_the_master_does_not_undo_a_truncation(
         await trio.sleep(20)
         assert (await one.getattr(inode)).size == 0
         assert (await two.lookup(ROOT_INODE, b"file")).size == 0
+
+
+async def test_attributes_from_before_a_change_of_ours_are_forgotten_when_its_answer_cannot_be_kept(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Once a file that was cut kept its old length on the mount that had cut it, with zeros behind the new one."""
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        other = await one.create(ROOT_INODE, b"other", FileType.DIRECTORY, 0o755, 1, 1)
+        _, file = await one.create_file(ROOT_INODE, b"file", 0o644, 1, 1)
+        await file.write(0, bytes(3000))
+        await file.close()
+        await trio.sleep(5)
+        inode = (await one.lookup(ROOT_INODE, b"file")).inode
+        between_answer_and_use(one, "SetAttr", lambda: two.setattr(other.inode, AttrChanges(mode=0o700)))
+        await one.setattr(inode, AttrChanges(size=0))
+        assert (await one.getattr(inode)).size == 0
+
+
+async def test_a_file_that_others_changed_right_after_one_of_its_names_went_is_asked_for_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        _, file = await one.create_file(ROOT_INODE, b"file", 0o644, 1, 1)
+        await file.close()
+        inode = (await one.lookup(ROOT_INODE, b"file")).inode
+        await one.link(inode, ROOT_INODE, b"second")
+        between_answer_and_use(one, "Unlink", lambda: two.setattr(inode, AttrChanges(mode=0o600)))
+        await one.unlink(ROOT_INODE, b"file")
+        assert (await one.getattr(inode)).mode & 0o777 == 0o600
