@@ -34,7 +34,7 @@ PROFILES = [
     Profile("pauses", "pause pause pause_master slow kill cut", delay=0.3),
     Profile("power", "power power power_master kill slow", sync=True),
     Profile("disks", "full slow_disk hung_disk kill_call kill_master"),
-    Profile("rot", "rot rot log_damage kill_master kill_client slow", big=True),
+    Profile("rot", "rot rot log_damage kill_master kill_client", big=True),
     Profile("everything", "kill_all kill_all kill_master kill_call flaky", big=True),
     Profile("restarts", "kill kill kill kill kill_master slow", count=(8, 12), big=True, delay=0.05),
     Profile("mixed", "kill kill_call kill_master cut one_way slow flaky repeat pause full slow_disk kill_client wall"),

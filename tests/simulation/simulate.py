@@ -11,7 +11,7 @@ import trio.testing
 from faults import Faults, Profile, profile_of
 from history import Outcome
 from workload import Load
-from world import World, deterministic, open_world
+from world import World, deterministic, leaves, open_world
 
 from gfscore.client import Client, Code, GfsError
 from gfscore.client.paths import Paths
@@ -44,8 +44,9 @@ async def _run(seed: int, profile: Profile) -> Result:
         simulation = _Simulation(world, profile)
         try:
             await simulation.run()
-        except GfsError as error:
-            world.problem(f"after everything was healed: {error}")
+        except* GfsError as group:
+            for error in leaves(group):
+                world.problem(f"after everything was healed: {error}")
         problems = list(dict.fromkeys([*world.problems, *simulation.problems]))
         return Result(
             seed, profile.name, world.digest(), problems, world.events, simulation.load.history.operations, world.now

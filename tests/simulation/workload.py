@@ -266,7 +266,7 @@ class Load:
             try:
                 _, file = await client.create_file(ROOT_INODE, name, 0o644, 1, 1)
                 await file.write(0, value)
-                await file.flush()
+                await (file.fsync() if self._sync else file.flush())
                 await client.unlink(ROOT_INODE, name)
                 self._noted("unlink")
             except GfsError as error:

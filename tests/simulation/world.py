@@ -140,7 +140,7 @@ class World:
             process.ended.set()
 
     def _judge_end(self, name: str, error: BaseException) -> None:
-        for leaf in _leaves(error):
+        for leaf in leaves(error):
             if isinstance(leaf, GfsError):
                 self.tell(f"{name} ended: {leaf}")
             elif not isinstance(leaf, Killed | trio.Cancelled):
@@ -242,9 +242,10 @@ class World:
             process.die()
 
 
-def _leaves(error: BaseException) -> list[BaseException]:
+def leaves(error: BaseException) -> list[BaseException]:
+    """The errors in a group, or the one that it is."""
     if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
     return [error]
 
 

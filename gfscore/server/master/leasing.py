@@ -204,8 +204,7 @@ class Leasing:
         fenced = (await self._fencing.fence([handle], exclude=again))[handle]
         if not fenced.servers:
             never_written = chunk.version == 1 and record.size <= index * self._chunk_size
-            known = self._servers.locations.get(handle, ())
-            nobody_has_it = len(fenced.missing) == len(known)  # each one that could have it says that it does not
+            nobody_has_it = self._servers.nobody_has(handle, fenced.missing)
             if never_written and nobody_has_it and self._servers.heard_all and await self._void(lease):
                 return self._replace_fresh(record, index, handle, list(request.avoid))
             raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} can be reached: is its chunkserver up?")

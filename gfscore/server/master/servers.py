@@ -7,6 +7,7 @@ Locations come from reports and from grants only [0048]. Judging a report is the
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 
 import trio
 
@@ -254,6 +255,18 @@ class Servers:
                     server = current
             found.append(server)
         return found
+
+    def nobody_has(self, handle: int, missing: Collection[str]) -> bool:
+        """Every server that could have the chunk says that it does not: those in `missing` when asked, those that were
+        restarted by reporting all that they have."""
+        reported = {server.id for server in self.replicas(handle)}
+        for server in self.locations.get(handle, ()):
+            if server.id in missing:
+                continue
+            current = self.by_id.get(server.id)
+            if current is None or current.gone or not current.complete or server.id in reported:
+                return False
+        return True
 
     def set_replicas(self, handle: int, servers: list[ServerState]) -> None:
         """A grant or a new version: exactly these have it now; any others are stale."""

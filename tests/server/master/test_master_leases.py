@@ -249,6 +249,26 @@ async def test_a_writer_of_before_a_restart_is_not_forgotten_when_another_one_is
     assert (await one.lookup(b"f")).attr.size == 1500
 
 
+async def test_a_chunk_that_was_never_used_before_its_servers_were_restarted_is_replaced(
+    world: Any, autojump_clock: Any
+) -> None:
+    """Nobody will ever report it: whoever waits for that waits for ever."""
+    servers = await world.three_servers()
+    client = await world.client("c1")
+    made = await client.create(b"f", with_chunk=True)
+    old = pb.GrantBody.FromString(made.grant.body)
+    for server in servers.values():
+        server.incarnation += 1
+        await server.register(world.cluster_id)
+    _, new = await client.lease(made.attr.inode, stale_version=1, avoid=[old.primary])
+    assert new.fresh and new.handle != old.handle
+    for name in ("a", "b"):  # the third is asked, and says that it has no such chunk
+        servers[name].incarnation += 1
+        await servers[name].register(world.cluster_id)
+    _, third = await client.lease(made.attr.inode, stale_version=1, avoid=[new.primary])
+    assert third.fresh and third.handle != new.handle
+
+
 async def test_a_fresh_chunk_with_a_committed_length_is_kept(world: Any, autojump_clock: Any) -> None:
     """Written, closed and opened again: the client does not remember what was acknowledged, the length does."""
     await world.three_servers()
