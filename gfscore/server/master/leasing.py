@@ -203,9 +203,10 @@ class Leasing:
         again = complaint & lease.avoided if lease is not None else set()
         fenced = (await self._fencing.fence([handle], exclude=again))[handle]
         if not fenced.servers:
-            never_written = chunk.version == 1 and record.size <= index * self._chunk_size
-            nobody_has_it = self._servers.nobody_has(handle, fenced.missing)
-            if never_written and nobody_has_it and self._servers.heard_all and await self._void(lease):
+            # What is acknowledged is on every server of the set. So nothing was, whatever length a client that could
+            # not write has told: a server with another disk would have another name, and be missing here.
+            never_written = chunk.version == 1 and self._servers.nobody_has(handle, fenced.missing)
+            if never_written and self._servers.heard_all and await self._void(lease):
                 return self._replace_fresh(record, index, handle, list(request.avoid))
             raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} can be reached: is its chunkserver up?")
         replicas = self._ordered(fenced.servers, lease, request)

@@ -267,6 +267,12 @@ async def test_a_chunk_that_was_never_used_before_its_servers_were_restarted_is_
         await servers[name].register(world.cluster_id)
     _, third = await client.lease(made.attr.inode, stale_version=1, avoid=[new.primary])
     assert third.fresh and third.handle != new.handle
+    await client.commit(made.attr.inode, 100)  # the length of a write that failed
+    for server in servers.values():
+        server.incarnation += 1
+        await server.register(world.cluster_id)
+    _, fourth = await client.lease(made.attr.inode)
+    assert fourth.fresh and fourth.handle != third.handle
 
 
 async def test_a_fresh_chunk_with_a_committed_length_is_kept(world: Any, autojump_clock: Any) -> None:
