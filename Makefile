@@ -7,8 +7,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 TESTS ?= tests integration
 PEER ?=
+SEEDS ?= 1000
+SEED ?=
 
-.PHONY: mount unmount test bench lint format proto install develop clean
+.PHONY: mount unmount test simulate bench lint format proto install develop clean
 
 mount: install
 	@scripts/mount "$(MOUNT)" "$(ROOT)"
@@ -18,6 +20,10 @@ unmount:
 
 test: develop
 	$(BIN)/python -m pytest -q $(TESTS)
+
+# Histories of a whole cluster in one process, each from one seed. SEED=n tells the story of one.
+simulate: develop
+	@$(BIN)/python tests/simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
 bench: develop
 	@scripts/bench "$(PEER)"

@@ -86,7 +86,7 @@ def check_chunks(tables: Tables, replicas: Replicas, rotten: set[tuple[str, int]
             if copy.data is not None or (copy.server, handle) in rotten:
                 continue
             # A local clone copies the rot too; then another server has to have the chunk whole.
-            whole = any(other.data is not None and other.version == copy.version for other in copies)
+            whole = any(other.data is not None and other.version >= copy.version for other in copies)
             if not whole or all(copy.server != server for server, _ in rotten):
                 problems.append(f"chunk {handle:016x} on {copy.server} does not match its checksums")
     return problems
