@@ -209,9 +209,8 @@ def check_slots(known: SlotFile, data: bytes, since: float, until: float) -> lis
     for slot in known.slots:
         found = data[slot * size : (slot + 1) * size]
         found += bytes(size - len(found))
-        possible = known.possible(slot, since, until)
-        if found not in possible:
-            heads = sorted(value[:14] for value in possible)
+        if not known.explains(slot, found, since, until, CHUNK_BYTES):
+            heads = sorted(value[:14] for value in known.possible(slot, since, until))
             problems.append(f"{known.name!r} slot {slot}: {found[:14]!r}, not one of {heads} ({since:.3f})")
     return problems
 

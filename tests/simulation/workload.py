@@ -179,7 +179,7 @@ class Load:
         data = bytes(await file.read(slot * SLOT_BYTES, SLOT_BYTES))
         data += bytes(SLOT_BYTES - len(data))
         self._noted("read")
-        if data not in known.possible(slot, began, self.world.now):
+        if not known.explains(slot, data, began, self.world.now, CHUNK_BYTES):
             self.history.problems.append(f"{known.name!r} slot {slot}: read {data[:30]!r} at {began:.3f}")
 
     # ------------------------------------------------------------ names
