@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 
 from history import AppendFile, History, Outcome, SlotFile
@@ -45,10 +46,8 @@ def read_replicas(world: World) -> Replicas:
         store.open_all()
         for handle, version, length in list(store.scan()):
             data: bytes | None = None
-            try:
+            with suppress(GfsError):
                 data = bytes(store.get(handle).read(0, length)) if length else b""
-            except GfsError:
-                pass
             found.setdefault(handle, []).append(Copy(name, version, data))
     return found
 
