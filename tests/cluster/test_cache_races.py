@@ -38,12 +38,12 @@ async def test_a_name_made_while_somebody_else_changed_the_directory_is_found(
     async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
         event = trio.Event()
         watched = (await one.create(ROOT_INODE, b"watched", FileType.FILE, 0o644, 1, 1)).inode
-        assert (await one.list_page(ROOT_INODE, b"", 10))[0]  # complete now: a name that is not in it does not exist
+        assert (await one.list_page(ROOT_INODE, b"", 10))[0]  # complete: a name not in it does not exist
         _delay_answers(one, event)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(one.create, ROOT_INODE, b"new", FileType.FILE, 0o644, 1, 1)
             await trio.sleep(1)
-            await two.setattr(watched, AttrChanges(mode=0o600))  # the first client hears of this before it has its answer
+            await two.setattr(watched, AttrChanges(mode=0o600))
             event.set()
         assert await _exists(one, b"new")
 

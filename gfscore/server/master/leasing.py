@@ -140,7 +140,7 @@ class Leasing:
         if not handle:
             return self._fill_hole(record, index, list(request.avoid)), True
         chunk = load_chunk(self._state.tables, handle)
-        # A length that reaches into the chunk is that of acknowledged bytes, which the client may have forgotten by now.
+        # A length that reaches into the chunk may be of acknowledged bytes, which the client has forgotten by now.
         unused = record.size <= index * self._chunk_size
         if request.failed_handle == handle and unused and self._nothing_acknowledged(
             handle, chunk, request.id.client_id
