@@ -179,8 +179,8 @@ class Fencing:
         """Copy-on-write: give the file a chunk of its own in the place of the shared `handle` [0116].
 
         The new handle is logged as taken before any server sees it, the mapping only when the copies exist; dying in
-        between leaves orphaned chunks. The new handle, its version and servers. Raises NOT_READY when nobody could copy
-        it.
+        between leaves orphaned chunks. New handle, version and servers; 0 where there is nothing to copy, because
+        the chunk was shared before its first use. Raises NOT_READY when nobody could copy it.
         """
         await self._servers.wait_for_sets([handle], REPORT_WAIT_SECONDS)
         reserving = self._state.begin()
@@ -193,6 +193,8 @@ class Fencing:
             servers = self.candidates(handle, avoid)
             answers = await self._calls.clone([Wanted(handle, version, 1, servers, truncate, new_handle)])
             copies = await self._sure_copies(new_handle, servers, answers.get(handle, []))
+            if not copies.servers and self._never_used(handle, version, answers.get(handle, [])):
+                return 0, copies
             if not copies.servers:
                 raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} could be copied: servers are down")
             tx = _ReservedTick(self._state.tables)
@@ -206,6 +208,11 @@ class Fencing:
             return new_handle, copies
         finally:
             self._servers.busy.discard(new_handle)
+
+    def _never_used(self, handle: int, version: int, given: list[Answer]) -> bool:
+        """Every server of the set of a chunk that is still at its first version says that it does not have it."""
+        missing = [answer.server.id for answer in given if answer.error is Code.UNKNOWN_CHUNK]
+        return version == 1 and self._servers.heard_all and self._servers.nobody_has(handle, missing)
 
     async def _sure_copies(self, handle: int, asked: list[ServerState], given: list[Answer]) -> Fenced:
         """Who has the new chunk, at a version that nobody else can have: whoever did not answer may still copy it."""

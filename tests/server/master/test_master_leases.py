@@ -275,6 +275,20 @@ async def test_a_chunk_that_was_never_used_before_its_servers_were_restarted_is_
     assert fourth.fresh and fourth.handle != third.handle
 
 
+async def test_a_chunk_that_was_shared_before_its_first_use_is_replaced(world: Any, autojump_clock: Any) -> None:
+    """Nobody has it, so nobody can copy it."""
+    servers = await world.three_servers()
+    client = await world.client("c1")
+    made = await client.create(b"f", with_chunk=True)
+    old = pb.GrantBody.FromString(made.grant.body)
+    for server in servers.values():
+        await server.register(world.cluster_id)  # the lease is over
+    await client.commit(made.attr.inode, 100)  # the length of a write that failed
+    await client.change("Snapshot", pb.SnapshotRequest(source=made.attr.inode, new_parent=1, new_name=b"s"))
+    _, new = await client.lease(made.attr.inode)
+    assert new.fresh and new.handle != old.handle
+
+
 async def test_a_fresh_chunk_with_a_committed_length_is_kept(world: Any, autojump_clock: Any) -> None:
     """Written, closed and opened again: the client does not remember what was acknowledged, the length does."""
     await world.three_servers()
