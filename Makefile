@@ -8,9 +8,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 TESTS ?= tests integration
 PEER ?=
 EVENTS ?= 1000
+SEEDS ?= 1000
 SEED ?=
 
-.PHONY: mount unmount test bench chaos lint format proto install develop clean
+.PHONY: mount unmount test simulate bench chaos lint format proto install develop clean
 
 mount: install
 	@scripts/mount "$(MOUNT)" "$(ROOT)"
@@ -20,6 +21,10 @@ unmount:
 
 test: develop
 	$(BIN)/python -m pytest -q $(TESTS)
+
+# Histories of a whole cluster in one process, each from one seed. SEED=n tells the story of one.
+simulate: develop
+	@$(BIN)/python tests/simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
 bench: develop
 	@scripts/bench "$(PEER)"

@@ -290,14 +290,32 @@ class NamespaceOperations:
         hold = not directory and self._files.is_open(inode)
         request = pb.UnlinkRequest(parent=parent, name=name, directory=directory, hold=hold)
         generation = self._cache.generation
-        reply = await self._session.change("Unlink", request)
+        reply = await self._change_holding("Unlink", request, inode if hold else 0)
         self._keep_name(parent, name, 0, generation)
         self._keep_directory(reply.parent, parent, generation)
         self._removed(reply.inode, reply.attr, hold, generation != self._cache.generation)
 
+    async def _change_holding(self, method: str, request: Any, inode: int) -> Any:
+        """A change by which `inode` (0: none), open here, may lose its last name.
+
+        It is held from before: when the answer is lost with the master, the next one learns of it in our Hello.
+        """
+        if not inode or inode in self._session.held:
+            return await self._session.change(method, request)
+        self._session.held.add(inode)
+        done = False
+        try:
+            reply = await self._session.change(method, request)
+            done = True
+            return reply
+        finally:
+            if not done:
+                self._session.held.discard(inode)
+
     def _removed(self, inode: int, left: pb.Attr, hold: bool, crossed: bool) -> None:
         """`inode` lost a name; `left` is what it is now, if it has others. `crossed`: with a change by others."""
         if left.inode:
+            self._session.held.discard(inode)
             if crossed:
                 self._cache.attrs.pop(inode, None)
             else:
@@ -332,7 +350,7 @@ class NamespaceOperations:
             hold_replaced=hold,
         )
         generation = self._cache.generation
-        reply = await self._session.change("Rename", request)
+        reply = await self._change_holding("Rename", request, replaced if hold else 0)
         moved = self._cache.find(parent, name) or reply.attr.inode
         self._keep_name(parent, name, 0, generation)
         self._keep_name(new_parent, new_name, 0, generation)

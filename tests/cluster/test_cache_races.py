@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import trio
 import trio.testing
 from memory_cluster import memory_cluster
@@ -36,7 +38,7 @@ async def test_a_name_made_while_somebody_else_changed_the_directory_is_found(
     async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
         event = trio.Event()
         watched = (await one.create(ROOT_INODE, b"watched", FileType.FILE, 0o644, 1, 1)).inode
-        assert (await one.list_page(ROOT_INODE, b"", 10))[0]  # complete now: a name that is not in it does not exist
+        assert (await one.list_page(ROOT_INODE, b"", 10))[0]  # complete: a name not in it does not exist
         _delay_answers(one, event)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(one.create, ROOT_INODE, b"new", FileType.FILE, 0o644, 1, 1)
@@ -80,3 +82,28 @@ async def test_a_name_made_anew_before_its_remover_had_the_answer_is_there(
             await two.unlink(ROOT_INODE, b"target")
             event.set()
         assert await _exists(one, b"file") and await _exists(one, b"moved") and not await _exists(one, b"target")
+
+
+async def test_an_open_file_survives_a_master_that_dies_with_the_answer_to_its_removal(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one:
+        _, file = await one.create_file(ROOT_INODE, b"file", 0o644, 1, 1)
+        await file.write(0, b"kept")
+        await file.flush()
+        channel = await one._session.connected()
+        call = channel.call
+
+        async def lose_the_answer(method: str, request: Any, *more: Any, **options: Any) -> Any:
+            reply = await call(method, request, *more, **options)
+            if method == "Unlink":
+                await cluster.restart("master")
+                await trio.sleep(90)  # all clients are back, or given up, before it asks again
+                raise GfsError(Code.UNREACHABLE, "the answer was lost")
+            return reply
+
+        channel.call = lose_the_answer  # type: ignore[method-assign]
+        await one.unlink(ROOT_INODE, b"file")
+        await trio.sleep(10)
+        assert bytes(await file.read(0, 10)) == b"kept"
+        await file.close()

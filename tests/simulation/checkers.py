@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 
 from history import AppendFile, History, Outcome, SlotFile
@@ -45,10 +46,8 @@ def read_replicas(world: World) -> Replicas:
         store.open_all()
         for handle, version, length in list(store.scan()):
             data: bytes | None = None
-            try:
+            with suppress(GfsError):
                 data = bytes(store.get(handle).read(0, length)) if length else b""
-            except GfsError:
-                pass
             found.setdefault(handle, []).append(Copy(name, version, data))
     return found
 
@@ -86,7 +85,7 @@ def check_chunks(tables: Tables, replicas: Replicas, rotten: set[tuple[str, int]
             if copy.data is not None or (copy.server, handle) in rotten:
                 continue
             # A local clone copies the rot too; then another server has to have the chunk whole.
-            whole = any(other.data is not None and other.version == copy.version for other in copies)
+            whole = any(other.data is not None and other.version >= copy.version for other in copies)
             if not whole or all(copy.server != server for server, _ in rotten):
                 problems.append(f"chunk {handle:016x} on {copy.server} does not match its checksums")
     return problems
@@ -209,9 +208,8 @@ def check_slots(known: SlotFile, data: bytes, since: float, until: float) -> lis
     for slot in known.slots:
         found = data[slot * size : (slot + 1) * size]
         found += bytes(size - len(found))
-        possible = known.possible(slot, since, until)
-        if found not in possible:
-            heads = sorted(value[:14] for value in possible)
+        if not known.explains(slot, found, since, until, CHUNK_BYTES):
+            heads = sorted(value[:14] for value in known.possible(slot, since, until))
             problems.append(f"{known.name!r} slot {slot}: {found[:14]!r}, not one of {heads} ({since:.3f})")
     return problems
 

@@ -34,11 +34,11 @@ PROFILES = [
     Profile("pauses", "pause pause pause_master slow kill cut", delay=0.3),
     Profile("power", "power power power_master kill slow", sync=True),
     Profile("disks", "full slow_disk hung_disk kill_call kill_master"),
-    Profile("rot", "rot rot log_damage kill_master kill_client slow", big=True),
+    Profile("rot", "rot rot log_damage kill_master kill_client", big=True),
     Profile("everything", "kill_all kill_all kill_master kill_call flaky", big=True),
     Profile("restarts", "kill kill kill kill kill_master slow", count=(8, 12), big=True, delay=0.05),
     Profile("mixed", "kill kill_call kill_master cut one_way slow flaky repeat pause full slow_disk kill_client wall"),
-    Profile("leases", "slow slow one_way pause cut kill_master", delay=1.0),
+    Profile("leases", "late_answers late_answers slow one_way pause cut kill_master", delay=1.0),
 ]
 
 
@@ -178,6 +178,24 @@ class Faults:
             self._load.disturbed.update(self.clients if host == "master" else {host})
         await self._for_links(host, seconds, delay_max=delay)
 
+    async def _late_answers(self) -> None:
+        """A server hears the master's answers late, and then nothing any more: what does it think it still may do?"""
+        server = self._server()
+        network = self._world.network
+        seconds = 9.0 + self.random.random() * 4
+        self._world.tell(f"{server} hears the master late, and then not at all for {seconds:.1f} s")
+        links = [network.link("master", server), network.link(server, "master")]
+        for link in links:
+            link.delay_max = 4.0
+        await trio.sleep(5.0)
+        for link in links:
+            link.cut = True
+        network.links_changed()
+        await trio.sleep(seconds)
+        for link in links:
+            link.cut, link.delay_max = False, 0.0
+        network.links_changed()
+
     async def _flaky(self) -> None:
         host = self.random.choice(self._hosts())
         share, seconds = 0.02 + self.random.random() * 0.2, self._while(15.0)
@@ -259,7 +277,7 @@ class Faults:
         world = self._world
         world.kill("master")
         disk = world.machines["master"].disk
-        segments = [path for path in disk.paths() if path.startswith("state/segment-")]
+        segments = [path for path in disk.paths() if path.startswith("state/log/segment-")]
         if segments:
             path = segments[-1]
             data = disk.contents(path)

@@ -77,6 +77,17 @@ class SlotFile:
         return values
 
 
+    def explains(self, slot: int, found: bytes, since: float, until: float, chunk_bytes: int) -> bool:
+        """Whether a read between these times may find `found`. Each of two chunks is written by itself."""
+        possible = self.possible(slot, since, until)
+        if found in possible:
+            return True
+        cut = -slot * self.slot_bytes % chunk_bytes
+        if cut >= self.slot_bytes:
+            return False
+        return any(v[:cut] == found[:cut] for v in possible) and any(v[cut:] == found[cut:] for v in possible)
+
+
 @dataclass(eq=False)
 class NameOperation:
     """One operation as one name sees it. `kind`: read, make (must be absent), drop (must be there), put, touch.
@@ -106,8 +117,11 @@ class History:
         return operation
 
 
-# After these the system says itself that it does not know.
-_UNKNOWN = frozenset({Code.TIMED_OUT, Code.UNREACHABLE, Code.IO, Code.SHUTTING_DOWN, Code.NO_SPACE})
+# After these the system says itself that it does not know. STALE_INODE: what was made is gone again by the time the
+# retry of a lost answer is answered.
+_UNKNOWN = frozenset(
+    {Code.TIMED_OUT, Code.UNREACHABLE, Code.IO, Code.SHUTTING_DOWN, Code.NO_SPACE, Code.STALE_INODE}
+)
 
 
 def outcome_of(error: GfsError) -> Outcome:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -307,10 +308,8 @@ class _ControlChannel:
     ) -> None:
         """The same request once more, now or a little later; nobody waits for the answer."""
         await trio.sleep(self._network.random.random() * 2.0)
-        try:
+        with suppress(GfsError):
             await connection.call(method, request, *payload, timeout=_REPEATED_SECONDS)
-        except GfsError:
-            pass
 
     async def begin(self, method: str, request: Any, *payload: Buffer) -> PendingCall:
         raise GfsError(Code.NOT_SUPPORTED, "control calls are made whole")

@@ -179,7 +179,7 @@ class Load:
         data = bytes(await file.read(slot * SLOT_BYTES, SLOT_BYTES))
         data += bytes(SLOT_BYTES - len(data))
         self._noted("read")
-        if data not in known.possible(slot, began, self.world.now):
+        if not known.explains(slot, data, began, self.world.now, CHUNK_BYTES):
             self.history.problems.append(f"{known.name!r} slot {slot}: read {data[:30]!r} at {began:.3f}")
 
     # ------------------------------------------------------------ names
@@ -266,7 +266,7 @@ class Load:
             try:
                 _, file = await client.create_file(ROOT_INODE, name, 0o644, 1, 1)
                 await file.write(0, value)
-                await file.flush()
+                await (file.fsync() if self._sync else file.flush())
                 await client.unlink(ROOT_INODE, name)
                 self._noted("unlink")
             except GfsError as error:

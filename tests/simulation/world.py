@@ -140,7 +140,7 @@ class World:
             process.ended.set()
 
     def _judge_end(self, name: str, error: BaseException) -> None:
-        for leaf in _leaves(error):
+        for leaf in leaves(error):
             if isinstance(leaf, GfsError):
                 self.tell(f"{name} ended: {leaf}")
             elif not isinstance(leaf, Killed | trio.Cancelled):
@@ -242,9 +242,10 @@ class World:
             process.die()
 
 
-def _leaves(error: BaseException) -> list[BaseException]:
+def leaves(error: BaseException) -> list[BaseException]:
+    """The errors in a group, or the one that it is."""
     if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
     return [error]
 
 
@@ -267,13 +268,23 @@ class _Alarms(logging.Handler):
 def _spies() -> Iterator[None]:
     """Production code as it is, but its nodes can be found, and trio's scheduler takes its choices from the seed."""
     node, master = chunkserver_module.Node, master_module.Master
-    boot = chunk_store_module.machine_boot_id
+    boot, info = chunk_store_module.machine_boot_id, chunkserver_module.Control.info
+
+    async def same_info(self: Any, request: Any, context: Any) -> Any:
+        """Without what is of this process and not of the history: its memory."""
+        reply = await info(self, request, context)
+        reply.resident_bytes = 0
+        reply.calls.clear()
+        return reply
+
+    chunkserver_module.Control.info = same_info  # type: ignore[method-assign]
     chunkserver_module.Node, master_module.Master = _KnownNode, _KnownMaster  # type: ignore[misc]
     try:
         yield
     finally:
         chunkserver_module.Node, master_module.Master = node, master  # type: ignore[misc]
         chunk_store_module.machine_boot_id = boot
+        chunkserver_module.Control.info = info  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -143,7 +143,8 @@ class Attributes:
             await self._fencing.copy(inode, index, handle, truncate=keep)
             return
         fenced = (await self._fencing.fence([handle], truncate=keep))[handle]
-        if not fenced.servers and not (fenced.missing and chunk.version == 1):
+        unused = chunk.version == 1 and (fenced.missing or await self._fencing.nobody_has(handle, ()))
+        if not fenced.servers and not unused:
             raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} can be reached: is its server up?")
 
     # ------------------------------------------------------------ extended attributes

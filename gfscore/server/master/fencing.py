@@ -218,8 +218,8 @@ class Fencing:
         """Copy-on-write: give the file a chunk of its own in the place of the shared `handle` [0116].
 
         The new handle is logged as taken before any server sees it, the mapping only when the copies exist; dying in
-        between leaves orphaned chunks. The new handle and its set. Raises NOT_READY when nobody could copy it, NO_SPACE
-        when that was for want of room.
+        between leaves orphaned chunks. The new handle and its set; 0 where there is nothing to copy, because the chunk
+        was shared before its first use. Raises NOT_READY when nobody could copy it, NO_SPACE when for want of room.
         """
         async with self.exclusive([handle]):
             return await self._copy(inode, index, handle, truncate, avoid)
@@ -241,6 +241,9 @@ class Fencing:
             copied = [answer.server for answer in given if answer.error is Code.OK]
             if not copied and any(answer.error is Code.NO_SPACE for answer in given):
                 raise GfsError(Code.NO_SPACE, f"the chunkservers of chunk {handle:016x} have no room for a copy of it")
+            missing = [answer.server.id for answer in given if answer.error is Code.UNKNOWN_CHUNK]
+            if not copied and version == 1 and self._servers.heard_all and await self.nobody_has(handle, missing):
+                return 0, Fenced()
             if not copied:
                 raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} could be copied: servers are down")
             tx = _ReservedTick(self._state.tables)

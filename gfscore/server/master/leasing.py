@@ -21,6 +21,7 @@ from gfscore.metadata.chunks import (
     load_chunk,
     mark_pending,
     replace_fresh_chunk,
+    replace_shared_chunk,
 )
 from gfscore.metadata.inodes import InodeRecord, load_file
 from gfscore.metadata.locks import chunk_key, inode_key
@@ -150,6 +151,8 @@ class Leasing:
             return self._replace_fresh(record, index, handle, list(request.avoid)), True
         if chunk.references > 1:
             new_handle, copy = await self._fencing.copy(record.inode, index, handle, avoid=list(request.avoid))
+            if not new_handle:
+                return self._unshare_unused(record, index, handle, list(request.avoid)), True
             policy = effective(self._state.tables, record.inode, self._defaults)
             replicas = self._ordered(copy.servers, None, request.avoid)
             record = load_file(self._state.tables, record.inode)
@@ -179,6 +182,13 @@ class Leasing:
         tx = self._state.begin()
         policy, replicas = self.place(tx, record.inode, avoid)
         handle = add_fresh_chunk(tx, record.inode, index, policy.replication)
+        return self._commit_fresh(tx, record, index, handle, replicas, policy)
+
+    def _unshare_unused(self, record: InodeRecord, index: int, shared: int, avoid: list[str]) -> GrantedLease:
+        """A chunk that was shared before its first use holds nothing to copy: this file gets a fresh one."""
+        tx = self._state.begin()
+        policy, replicas = self.place(tx, record.inode, avoid)
+        handle = replace_shared_chunk(tx, record.inode, index, shared)
         return self._commit_fresh(tx, record, index, handle, replicas, policy)
 
     def _replace_fresh(self, record: InodeRecord, index: int, failed: int, avoid: list[str]) -> GrantedLease:

@@ -111,6 +111,9 @@ class TwinServer:
         reply = pb.PrepareReply()
         for item in request.items:
             version, length = self.replicas.get(item.handle, (0, 0))
+            if not version:
+                reply.items.add(error=Code.UNKNOWN_CHUNK)
+                continue
             if version != item.version:
                 reply.items.add(error=Code.STALE_VERSION, version=version)
                 continue

@@ -229,6 +229,78 @@ async def test_a_commit_after_a_restart_counts(world: Any, autojump_clock: Any) 
     assert seen.attr.size == 1000 and not seen.attr.length_pending
 
 
+async def test_a_writer_of_before_a_restart_is_not_forgotten_when_another_one_is_done(
+    world: Any, autojump_clock: Any
+) -> None:
+    """Its primary has not noticed the restart yet and goes on taking appends under the old grant."""
+    servers = await world.three_servers()
+    one, two = await world.client("one"), await world.client("two")
+    made = await one.create(b"f", with_chunk=True)
+    _, body = await two.lease(made.attr.inode)
+    world.written(body, 1000)
+    await world.restart_master()
+    await one.connect()
+    await one.commit(made.attr.inode, 1000)
+    world.written(body, 1500)  # by the other one
+    seen = await one.lookup(b"f")
+    assert seen.attr.size == 1500 or seen.attr.length_pending
+    await trio.sleep(25)
+    assert all(server.replicas[body.handle][1] == 1500 for server in servers.values())
+    assert (await one.lookup(b"f")).attr.size == 1500
+
+
+async def test_a_chunk_that_was_never_used_before_its_servers_were_restarted_is_replaced(
+    world: Any, autojump_clock: Any
+) -> None:
+    """Nobody will ever report it: whoever waits for that waits for ever."""
+    servers = await world.three_servers()
+    client = await world.client("c1")
+    made = await client.create(b"f", with_chunk=True)
+    old = pb.GrantBody.FromString(made.grant.body)
+    for server in servers.values():
+        server.incarnation += 1
+        await server.register(world.cluster_id)
+    _, new = await client.lease(made.attr.inode, stale_version=1, avoid=[old.primary])
+    assert new.fresh and new.handle != old.handle
+    for name in ("a", "b"):  # the third is asked, and says that it has no such chunk
+        servers[name].incarnation += 1
+        await servers[name].register(world.cluster_id)
+    _, third = await client.lease(made.attr.inode, stale_version=1, avoid=[new.primary])
+    assert third.fresh and third.handle != new.handle
+    await client.commit(made.attr.inode, 100)  # the length of a write that failed
+    for server in servers.values():
+        server.incarnation += 1
+        await server.register(world.cluster_id)
+    _, fourth = await client.lease(made.attr.inode)
+    assert fourth.fresh and fourth.handle != third.handle
+
+
+async def test_a_chunk_that_was_shared_before_its_first_use_is_replaced(world: Any, autojump_clock: Any) -> None:
+    """Nobody has it, so nobody can copy it."""
+    servers = await world.three_servers()
+    client = await world.client("c1")
+    made = await client.create(b"f", with_chunk=True)
+    old = pb.GrantBody.FromString(made.grant.body)
+    for server in servers.values():
+        await server.register(world.cluster_id)  # the lease is over
+    await client.commit(made.attr.inode, 100)  # the length of a write that failed
+    await client.change("Snapshot", pb.SnapshotRequest(source=made.attr.inode, new_parent=1, new_name=b"s"))
+    _, new = await client.lease(made.attr.inode)
+    assert new.fresh and new.handle != old.handle
+
+
+async def test_a_fresh_chunk_with_a_committed_length_is_kept(world: Any, autojump_clock: Any) -> None:
+    """Written, closed and opened again: the client does not remember what was acknowledged, the length does."""
+    await world.three_servers()
+    client = await world.client("c1")
+    made = await client.create(b"f", with_chunk=True)
+    body = pb.GrantBody.FromString(made.grant.body)
+    world.written(body, 100)
+    await client.commit(made.attr.inode, 100)
+    _, new = await client.lease(made.attr.inode, failed_handle=body.handle, stale_version=1, avoid=[body.primary])
+    assert new.handle == body.handle and new.version == 2
+
+
 async def test_a_fresh_chunk_that_another_client_may_have_written_to_is_kept(world: Any, autojump_clock: Any) -> None:
     """Once lost an acknowledged record: after a restart the master took the one who asked for the only writer."""
     await world.three_servers()
