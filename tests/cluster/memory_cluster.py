@@ -10,6 +10,7 @@ from typing import Any
 import trio
 import trio.testing
 
+from gfscore.checksum import crc32c
 from gfscore.client import Client, ClientOptions, open_client
 from gfscore.env.memory import memory_env
 from gfscore.env.memory_disk import MemoryDisk
@@ -41,7 +42,7 @@ class MemoryCluster:
 
     async def start(self, name: str) -> None:
         disk = self.disks.setdefault(name, MemoryDisk())
-        env = memory_env(self.network.transport(name), disk=disk, seed=hash(name) & 0xFFFF)
+        env = memory_env(self.network.transport(name), disk=disk, seed=crc32c(name.encode()) & 0xFFFF)
         if name == "master":
             config: Any = MasterConfig(
                 host="master", port=MASTER_PORT, chunk_size=CHUNK_BYTES, **self._master_options

@@ -66,7 +66,7 @@ async def swap(cluster: MemoryCluster, host: str, path: str, contents: bytes) ->
 
 
 async def test_links_and_snapshots_are_verified_once_and_all_is_well(autojump_clock: trio.testing.MockClock) -> None:
-    async with memory_cluster(server_options=QUIET) as cluster, cluster.client() as client:
+    async with memory_cluster(server_options=QUIET, clones_max=0) as cluster, cluster.client() as client:
         paths = Paths(client, 1, 1)
         await paths.makedirs("/d")
         await paths.write("/d/f", bytes(2 * CHUNK_BYTES + 5))
@@ -80,7 +80,7 @@ async def test_links_and_snapshots_are_verified_once_and_all_is_well(autojump_cl
 
 async def test_every_kind_of_problem_is_named_by_its_path(autojump_clock: trio.testing.MockClock) -> None:
     rng = random.Random(1)
-    async with memory_cluster(server_options=QUIET) as cluster, cluster.client() as client:
+    async with memory_cluster(server_options=QUIET, clones_max=0) as cluster, cluster.client() as client:
         paths = Paths(client, 1, 1)
         for name in ("block", "header", "table", "gone", "lost", "fine"):
             await paths.write(f"/{name}", rng.randbytes(CHUNK_BYTES + 2 * BLOCK_BYTES))
@@ -103,7 +103,7 @@ async def test_every_kind_of_problem_is_named_by_its_path(autojump_clock: trio.t
 
 
 async def test_a_server_that_is_down_and_what_it_missed(autojump_clock: trio.testing.MockClock) -> None:
-    async with memory_cluster(server_options=QUIET) as cluster, cluster.client() as client:
+    async with memory_cluster(server_options=QUIET, clones_max=0) as cluster, cluster.client() as client:
         paths = Paths(client, 1, 1)
         await paths.write("/f", bytes(1000))
         await paths.write("/other", bytes(1000))
@@ -119,11 +119,11 @@ async def test_a_server_that_is_down_and_what_it_missed(autojump_clock: trio.tes
 
 
 async def test_too_few_and_too_many_replicas(autojump_clock: trio.testing.MockClock) -> None:
-    two = memory_cluster(chunkservers=2, replication=3, server_options=QUIET)
+    two = memory_cluster(chunkservers=2, replication=3, server_options=QUIET, clones_max=0)
     async with two as cluster, cluster.client() as client:
         await Paths(client, 1, 1).write("/f", bytes(1000))
         assert await found(client, await fsck(client)) == [("/f", 0, "under_replicated", "")]
-    two = memory_cluster(chunkservers=2, replication=1, server_options=QUIET)
+    two = memory_cluster(chunkservers=2, replication=1, server_options=QUIET, clones_max=0)
     async with two as cluster, cluster.client() as client:
         await Paths(client, 1, 1).write("/f", bytes(1000))
         path = await replica_path(client, "/f")
@@ -136,7 +136,7 @@ async def test_too_few_and_too_many_replicas(autojump_clock: trio.testing.MockCl
 async def test_replicas_that_differ_are_found_when_no_lease_is_active_and_become_equal(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with memory_cluster(server_options=QUIET) as cluster, cluster.client() as client:
+    async with memory_cluster(server_options=QUIET, clones_max=0) as cluster, cluster.client() as client:
         paths = Paths(client, 1, 1)
         await paths.write("/f", bytes(3 * BLOCK_BYTES))
         path = await replica_path(client, "/f")
@@ -160,7 +160,7 @@ async def test_replicas_that_differ_are_found_when_no_lease_is_active_and_become
 
 
 async def test_what_is_well_at_a_second_look_is_no_problem(autojump_clock: trio.testing.MockClock) -> None:
-    async with memory_cluster(server_options=QUIET) as cluster, cluster.client() as client:
+    async with memory_cluster(server_options=QUIET, clones_max=0) as cluster, cluster.client() as client:
         paths = Paths(client, 1, 1)
         await paths.write("/f", bytes(3 * BLOCK_BYTES))
         path = await replica_path(client, "/f")
@@ -178,7 +178,7 @@ async def test_what_is_well_at_a_second_look_is_no_problem(autojump_clock: trio.
 
 
 async def test_no_false_alarm_while_files_are_written_made_and_deleted(autojump_clock: trio.testing.MockClock) -> None:
-    four = memory_cluster(chunkservers=4, server_options=QUIET)
+    four = memory_cluster(chunkservers=4, server_options=QUIET, clones_max=0)
     async with four as cluster, cluster.client("writer") as writer, cluster.client("checker") as checker:
         paths = Paths(writer, 1, 1)
         _, unwritten = await writer.create_file(ROOT_INODE, b"unwritten", 0o644, 1, 1)

@@ -32,7 +32,7 @@ class MasterConfig:
     down_seconds: float = 30.0  # and for so long, its replicas are made anew elsewhere [0069]
     safe_mode_seconds: float = 60.0  # after a start no clones before this, unless all known chunkservers are back
     safe_mode_share: float = 0.99  # nor before this share of the chunks has been found
-    clones_max: int = 16  # clones at the same time in all [0072]
+    clones_max: int = 16  # clones at the same time in all [0072]; 0: repair is switched off, surplus stays too
     clones_per_server_max: int = 4  # at one server as source, and again as destination
     clone_bytes_per_second: int = 0  # of one clone; 0: no limit
     rebalance_percent: float = 5.0  # chunks move when a server's use of its disk is so far from the mean; 0: never
@@ -62,8 +62,8 @@ class MasterConfig:
                 f"suspect_seconds = {self.suspect_seconds:g} is not above 0 and at most "
                 f"down_seconds = {self.down_seconds:g}",
             )
-        if self.clones_max < 1 or self.clones_per_server_max < 1:
-            raise GfsError(Code.INVALID, "clones_max and clones_per_server_max are at least 1")
+        if self.clones_max < 0 or self.clones_per_server_max < 1:
+            raise GfsError(Code.INVALID, "clones_max is at least 0, clones_per_server_max at least 1")
         if not 0 <= self.safe_mode_share <= 1:
             raise GfsError(Code.INVALID, f"safe_mode_share = {self.safe_mode_share:g} is not from 0 to 1")
         for name, port in (("port", self.port), ("stream_port", self.stream_port)):

@@ -74,7 +74,7 @@ class Repair:
             self._wake = trio.Event()
             if self._view.refresh():
                 self._scan_wanted = True
-            if not self.safe_mode.may_clone:
+            if not self._config.clones_max or not self.safe_mode.may_clone:
                 self._servers.dirty.clear()  # all chunks are looked at when it is over
                 self._scan_wanted = True
                 continue

@@ -96,6 +96,9 @@ class Reports:
 
     def _failed(self, report: pb.ChunkReport, server_id: str) -> None:
         """A primary says that `server_id` missed a mutation: it leaves the set with the next version (rule 8)."""
+        server = self._servers.by_id.get(server_id)
+        if server is not None:
+            server.failed_at = self._env.clock.boottime()
         chunk = find_chunk(self._state.tables, report.handle)
         if chunk is None or chunk.version != report.version or report.handle in self._servers.busy:
             return

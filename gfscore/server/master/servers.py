@@ -29,6 +29,7 @@ _KNOWN = b"server/"  # + server id: it has registered once
 _DRAINING = b"drain/"  # + server id: it is to be emptied [0073]
 _DRIFT = 1.05  # the master waits longer than a server counts: clocks differ (rule 4)
 _DECAY_SECONDS = 10.0
+_FAILED_SECONDS = 10.0
 _PING_SECONDS = 1.0
 _GATHERING_SECONDS = 5.0  # in which the servers of before a restart come back, as a rule
 
@@ -41,8 +42,8 @@ class ServerState:
     """One session of one chunkserver. A registration makes a new one; the old one is `gone`."""
 
     __slots__ = (
-        "channel", "chunk_count", "collect", "complete", "epoch", "free_bytes", "gone", "heard", "id", "incarnation",
-        "load", "message", "scrub", "suspect", "total_bytes", "unknown", "used_bytes",
+        "channel", "chunk_count", "collect", "complete", "epoch", "failed_at", "free_bytes", "gone", "heard", "id",
+        "incarnation", "load", "message", "scrub", "suspect", "total_bytes", "unknown", "used_bytes",
     )  # fmt: skip
 
     def __init__(self, message: pb.Server, epoch: int, incarnation: int, channel: Channel, load: ServerLoad) -> None:
@@ -55,6 +56,7 @@ class ServerState:
         self.heard = 0.0  # boottime of the last answered heartbeat
         self.gone = False  # another session has taken its place, or it has lapsed
         self.suspect = False  # did not answer a call; cleared by its next heartbeat
+        self.failed_at = float("-inf")  # boottime at which a primary last said that it missed a mutation
         self.complete = False  # its first report is in
         self.chunk_count = 0
         self.scrub = (0.0, 0, 0)  # percent of the pass under way, end of the last (ns since the epoch), bad ones found
@@ -308,7 +310,10 @@ class Servers:
     def place(self, count: int, avoid: list[str]) -> Replicas:
         """Servers for a new chunk, the primary first [0064]. Raises NO_SERVERS, NO_SPACE."""
         usable = self.usable()
-        ids = choose_servers([s.load for s in usable], count, random=self._env.random, avoid=avoid)
+        # A disk may be too full for one more chunk, or be failing, and look usable: others first for a while.
+        failed_after = self._env.clock.boottime() - _FAILED_SECONDS
+        failing = [server.id for server in usable if server.failed_at > failed_after]
+        ids = choose_servers([s.load for s in usable], count, random=self._env.random, avoid=[*avoid, *failing])
         for server_id in ids:
             self.by_id[server_id].load.recent_creations += 1
         return self.as_set([self.by_id[server_id] for server_id in ids])
