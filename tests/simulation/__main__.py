@@ -12,12 +12,7 @@ import os
 import sys
 import time
 
-from simulate import Result, run_seed
-
-
-def _one(seed: int) -> Result:
-    logging.disable(logging.WARNING)
-    return run_seed(seed)
+from simulate import run_quietly, run_seed
 
 
 def _story(seed: int) -> int:
@@ -36,7 +31,7 @@ def _many(first: int, count: int, jobs: int) -> int:
     began = time.monotonic()
     operations = 0
     with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=200) as pool:
-        for done, result in enumerate(pool.imap_unordered(_one, range(first, first + count)), 1):
+        for done, result in enumerate(pool.imap_unordered(run_quietly, range(first, first + count)), 1):
             operations += result.operations
             if result.problems:
                 failed.append(result.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from random import Random
 
@@ -37,6 +38,12 @@ def run_seed(seed: int, profile: Profile | None = None) -> Result:
     """The history of one seed. Raises nothing for what the system does wrong: see `problems`."""
     with deterministic(seed):
         return trio.run(_run, seed, profile or profile_of(seed), clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def run_quietly(seed: int) -> Result:
+    """`run_seed` without what servers log, for a process of its own."""
+    logging.disable(logging.WARNING)
+    return run_seed(seed)
 
 
 async def _run(seed: int, profile: Profile) -> Result:
