@@ -187,9 +187,10 @@ def stale_replica_joins() -> AbstractContextManager[None]:
 
 @_planted("rot")
 def torn_tail_accepted_in_the_middle() -> AbstractContextManager[None]:
-    def trusting(data: bytes, first_lsn: int, where: str, *, last: bool) -> Any:
-        position, lsn = log_segment._verified_prefix(data, first_lsn)
-        return log_segment.Scan(lsn, position, len(data.rstrip(b"\0")) > position)
+    def trusting(segment: Any, path: str, *, last: bool) -> Any:
+        stream, _ = segment.blocks
+        found = log_segment._verified_prefix(stream, segment.header.first_lsn)
+        return found._replace(sealed=False, torn=len(stream.rstrip(b"\0")) > found.end)
 
     return _patched((operation_log, "scan", trusting))
 
@@ -238,16 +239,16 @@ def appends_numbered_per_open_file() -> AbstractContextManager[None]:
 
 @_planted("pauses", "leases")
 def late_prepare_believed() -> AbstractContextManager[None]:
-    class Sure(fencing.Fenced):
-        @property  # type: ignore[misc]
-        def unsure(self) -> bool:  # type: ignore[override]
+    sort = fencing.Fencing._sort
+
+    def content_with_those_who_answered(self: Any, one: Any, given: Any, version: int, result: Any) -> bool:
+        again = sort(self, one, given, version, result)
+        if again and one.held and set(one.held.values()) == {version}:
+            result.version, result.servers = version, list(one.held)
             return False
+        return again
 
-        @unsure.setter
-        def unsure(self, value: bool) -> None:
-            pass
-
-    return _patched((fencing, "Fenced", Sure))
+    return _patched((fencing.Fencing, "_sort", content_with_those_who_answered))
 
 
 @_planted("kills", "restarts", "pauses")

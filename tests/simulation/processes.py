@@ -102,6 +102,9 @@ class SimDisk:
         self._process = process
         self._disk = process.machine.disk
 
+    def boot_id(self) -> str:
+        return f"boot {self._process.machine.boots}"
+
     def real_path(self, path: str) -> str:
         """For people; only the master's checkpoints need a file that is really there."""
         return self._disk.real_path(path) if self._process.host == "master" else f"/{self._process.host}/{path}"

@@ -20,7 +20,6 @@ from processes import Machine, Process, environment
 
 import gfscore.server.chunkserver.server as chunkserver_module
 import gfscore.server.master.server as master_module
-import gfscore.storage.chunk_store as chunk_store_module
 from gfscore.client import Client, ClientOptions, open_client
 from gfscore.env.memory_disk import MemoryDisk
 from gfscore.env.memory_faults import Killed
@@ -40,12 +39,11 @@ class Violation(Exception):
 
 
 class _KnownNode(Node):
-    """Tells the world where it is, and has the boot id of its simulated machine."""
+    """Tells the world where it is."""
 
     async def open_store(self, chunk_size: int) -> None:
         process = self.env.clock._process  # type: ignore[attr-defined]
         process.node = self
-        chunk_store_module.machine_boot_id = lambda: f"boot {process.machine.boots}"
         await super().open_store(chunk_size)
 
 
@@ -268,7 +266,7 @@ class _Alarms(logging.Handler):
 def _spies() -> Iterator[None]:
     """Production code as it is, but its nodes can be found, and trio's scheduler takes its choices from the seed."""
     node, master = chunkserver_module.Node, master_module.Master
-    boot, info = chunk_store_module.machine_boot_id, chunkserver_module.Control.info
+    info = chunkserver_module.Control.info
 
     async def same_info(self: Any, request: Any, context: Any) -> Any:
         """Without what is of this process and not of the history: its memory."""
@@ -283,7 +281,6 @@ def _spies() -> Iterator[None]:
         yield
     finally:
         chunkserver_module.Node, master_module.Master = node, master  # type: ignore[misc]
-        chunk_store_module.machine_boot_id = boot
         chunkserver_module.Control.info = info  # type: ignore[method-assign]
 
 
