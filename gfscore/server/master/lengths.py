@@ -284,12 +284,16 @@ class Lengths:
         found = await self._chunk_calls.inspect(by_server)
         for handle in unasked:
             chunk = find_chunk(tables, handle)
-            items = [item for _, item in found.get(handle, ())]
+            answers = found.get(handle, ())
+            items = [item for _, item in answers]
+            missing = [server.id for server, item in answers if item.error == Code.UNKNOWN_CHUNK]
             version = chunk.version if chunk is not None else 0
             good = [item.length for item in items if not item.error and item.version == version]
             if good:
                 lengths[handle] = Length(version, max(good))
-            elif self._unwritten(handle) and all(item.error == Code.UNKNOWN_CHUNK for item in items):
+            elif len(missing) == len(items) and self._unwritten(handle) and await self._fencing.nobody_has(
+                handle, missing
+            ):  # who does not answer may have it
                 lengths[handle] = Length(1, 0)
             else:
                 raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} can be reached: is its server up?")
