@@ -20,6 +20,7 @@ from gfscore.client.paths import Paths
 LOAD_SECONDS = 20.0
 HEAL_SECONDS = 60.0  # after the last fault, everything works again within
 ORPHAN_SECONDS = 60.0  # and nothing that nobody refers to is left within
+GOAL_SECONDS = 240.0  # and every chunk has all its replicas again within: a server has to be missed for 30 s first
 _CLIENTS = 2
 
 
@@ -163,12 +164,18 @@ class _Simulation:
 
     async def _judge_disks(self) -> None:
         world, history = self.world, self.load.history
+        with trio.move_on_after(GOAL_SECONDS):
+            while self.faults.rotten or world.under_replicated():
+                await trio.sleep(2.0)
+                if not checkers.check_goals(self._tables(), checkers.read_replicas(world), len(world.servers)):
+                    break
         with trio.move_on_after(ORPHAN_SECONDS):
             while checkers.check_orphans(self._tables(), checkers.read_replicas(world)):
                 await trio.sleep(2.0)
         tables, replicas = self._tables(), checkers.read_replicas(world)
         self.problems += checkers.check_tables(tables)
         self.problems += checkers.check_orphans(tables, replicas)
+        self.problems += checkers.check_goals(tables, replicas, len(world.servers))
         self.problems += checkers.check_chunks(tables, replicas, self.faults.rotten, set())
         for known in history.appends:
             self.problems += checkers.check_equal(tables, replicas, known.inode, known.name)

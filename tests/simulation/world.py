@@ -126,7 +126,10 @@ class World:
                     )  # fmt: skip
                 else:
                     await chunkserver_module.run_chunkserver(
-                        ChunkserverConfig(master=f"master:{MASTER_PORT}", host=name), env
+                        ChunkserverConfig(
+                            master=f"master:{MASTER_PORT}", host=name, scrub_bytes_per_second=1 << 26,
+                            scrub_pause_seconds=20.0,
+                        ), env,
                     )
         except BaseException as error:
             if isinstance(error, trio.Cancelled):
@@ -212,6 +215,12 @@ class World:
         servers = master.master._servers
         up = [state for state in servers.by_id.values() if servers.state_of(state) == "up" and state.complete]
         return len(up) == len(self.servers)
+
+    def under_replicated(self) -> bool:
+        """Whether the master knows of a chunk that somebody has, but too few."""
+        master = self.processes["master"].master
+        live = [sum(not s.gone for s in master._servers.replicas(h)) for h in master._servers.locations]
+        return any(0 < count < min(self.replication, len(self.servers)) for count in live)
 
     # ------------------------------------------------------------ what must hold at every moment
 
