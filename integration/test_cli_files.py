@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from harness import GFS, Cluster, run
+from harness import GFS, Cluster, run, wait_until
 
 
 def failing(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -187,8 +187,13 @@ def test_fsck_finds_a_replica_whose_bytes_changed(cluster: Cluster, base: Path) 
     problem = found["problems"][0]
     assert (problem["server"], problem["kind"], problem["index"]) == (replica["chunkserver"], "corrupt", 0)
     assert problem["path"] == f"/{(base / 'f').relative_to(cluster.mount)}"
-    assert [r["state"] for r in cluster.file_info(base / "f")["chunks"][0]["replicas"]].count("corrupt") == 1
     assert (base / "f").read_bytes() == data
+
+    def replaced() -> bool:
+        return [r["state"] for r in cluster.file_info(base / "f")["chunks"][0]["replicas"]] == ["good"] * 3
+
+    wait_until(replaced, "a good replica in the place of the bad one")
+    assert run(GFS, "fsck", base, "--json", check=False).returncode == 0
 
 
 def test_errors_name_the_path(base: Path) -> None:

@@ -73,12 +73,13 @@ class Cloning:
         return copied + reply.copied_bytes
 
     async def _revoke(self, handle: int) -> bool:
-        """Take the lease back, which is cheaper than a new version; False when its primary does not answer (rule 6)."""
+        """Take the lease back, which is cheaper than a new version. False when its primary does not answer (rule 6), or
+        has not used the lease yet: it knows of nothing to revoke then, and would still take the grant."""
         lease = self._leases.find(handle)
         if lease is None or self._lengths.old_leases_possible or not self._servers.is_up(lease.primary):
             return False
-        _, silent = await self._calls.revoke({lease.primary: [handle]})
-        if silent:
+        lengths, _ = await self._calls.revoke({lease.primary: [handle]})
+        if handle not in lengths:
             return False
         self._leases.drop(handle)
         return True
