@@ -14,7 +14,6 @@ from typing import Any
 import trio
 
 import gfscore.client.appender as appender
-import gfscore.client.namespace as namespace
 import gfscore.metadata.snapshot as snapshot
 import gfscore.replica.lease as lease
 import gfscore.server.chunkserver.applying as applying
@@ -31,8 +30,6 @@ import gfscore.server.master.servers as servers
 import gfscore.server.master.sessions as sessions
 import gfscore.server.master.state as state
 import gfscore.storage.chunk_read as chunk_read
-import gfscore.storage.log_segment as log_segment
-import gfscore.storage.operation_log as operation_log
 
 
 @dataclass(frozen=True)
@@ -185,16 +182,6 @@ def stale_replica_joins() -> AbstractContextManager[None]:
     return _patched((reports.Reports, "_judge", believed), (replicas.ReplicaTable, "prepare", any_version))
 
 
-@_planted("rot")
-def torn_tail_accepted_in_the_middle() -> AbstractContextManager[None]:
-    def trusting(segment: Any, path: str, *, last: bool) -> Any:
-        stream, _ = segment.blocks
-        found = log_segment._verified_prefix(stream, segment.header.first_lsn)
-        return found._replace(sealed=False, torn=len(stream.rstrip(b"\0")) > found.end)
-
-    return _patched((operation_log, "scan", trusting))
-
-
 @_planted("kills", "everything", "restarts")
 def locations_of_before_the_restart_believed() -> AbstractContextManager[None]:
     """As if they had been kept on disk: nothing is waited for, and what is not among them does not exist."""
@@ -265,14 +252,3 @@ def failed_secondary_ignored() -> AbstractContextManager[None]:
             failed(self, local_errors, failures, serial)
 
     return _patched((primary.Primary, "_failed", ignored))
-
-
-@_planted("network", "mixed")
-def crossing_invalidation_ignored() -> AbstractContextManager[None]:
-    def believed(self: Any, parent: int, name: bytes, inode: int, generation: int) -> None:
-        if inode and generation == self._cache.generation:
-            self._cache.add_name(parent, name, inode)
-        elif not inode:
-            self._cache.remove_name(parent, name)
-
-    return _patched((namespace.NamespaceOperations, "_keep_name", believed))

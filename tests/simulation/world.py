@@ -121,7 +121,7 @@ class World:
                     await master_module.run_master(
                         MasterConfig(
                             host=name, port=MASTER_PORT, chunk_size=CHUNK_BYTES, replication=self.replication,
-                            lease_seconds=LEASE_SECONDS,
+                            lease_seconds=LEASE_SECONDS, trash_seconds=0,
                         ), env,
                     )  # fmt: skip
                 else:
