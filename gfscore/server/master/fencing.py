@@ -88,6 +88,19 @@ class Fencing:
         finally:
             self._servers.busy.difference_update(busy)
 
+    async def nobody_has(self, handle: int, missing: Collection[str]) -> bool:
+        """Whether each server that could have the chunk says that it has not; `missing` have said so already.
+
+        One that came back without it is asked too: its report may have passed while the chunk was busy.
+        """
+        servers = [self._servers.by_id.get(server.id) for server in self._servers.locations.get(handle, ())]
+        unsure = [server for server in servers if server is None or server.id not in missing]
+        present = {server: [handle] for server in unsure if server is not None and not server.gone}
+        if len(present) != len(unsure):
+            return False
+        answers = (await self._calls.inspect(present)).get(handle, []) if present else []
+        return len(answers) == len(present) and all(item.error == Code.UNKNOWN_CHUNK for _, item in answers)
+
     def _attempts(self, handles: list[int], exclude: Collection[str]) -> list[_Attempt]:
         attempts = []
         for handle in handles:

@@ -196,7 +196,8 @@ class Leasing:
         again = complaint & lease.avoided if lease is not None else set()
         fenced = (await self._fencing.fence([handle], exclude=again))[handle]
         if not fenced.servers:
-            if chunk.version == 1 and self._nobody_wrote(handle, fenced, record.size > index * self._chunk_size):
+            length_known = record.size > index * self._chunk_size
+            if chunk.version == 1 and await self._nobody_wrote(handle, fenced, length_known):
                 return self._replace_fresh(record, index, handle, list(request.avoid))
             raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} can be reached: is its chunkserver up?")
         replicas = self._ordered(fenced.servers, lease, request)
@@ -205,16 +206,21 @@ class Leasing:
         kept = [server.id for server in replicas if server.id in complaint]
         return self.granted(record, index, handle, fenced.version, replicas, policy, fresh=False, avoided=kept)
 
-    def _nobody_wrote(self, handle: int, fenced: Fenced, length_known: bool) -> bool:
+    async def _nobody_wrote(self, handle: int, fenced: Fenced, length_known: bool) -> bool:
         """Whether a fresh chunk was never used, and its grant, which may be in many hands, is worth nothing.
 
         One member that never had the chunk is enough: what is acknowledged is on all, and by answering it has sworn
-        never to create it. Nobody is left out where the file's length says that there may be data (`length_known`), or
-        where no member is known because this master has just started.
+        never to create it. Every member has to say so where the file's length says that there may be data
+        (`length_known`); then a chunk of which no member is known, because this master has just started, is lost and
+        not unused. One that is damaged or stale somewhere has been used.
         """
+        if handle in self._servers.stale:
+            return False
         if fenced.missing and not length_known:
             return True
-        return self._servers.heard_all and {s.id for s in self._servers.replicas(handle)} <= set(fenced.missing)
+        if length_known and not self._servers.locations.get(handle):
+            return False
+        return self._servers.heard_all and await self._fencing.nobody_has(handle, fenced.missing)
 
     def _ordered(self, servers: list[ServerState], lease: GrantedLease | None, request: pb.LeaseRequest) -> Replicas:
         """The primary first: the one before unless somebody complained, else one that nobody complained of."""

@@ -340,3 +340,75 @@ async def test_the_length_is_found_behind_a_chunk_that_was_asked_for_ahead_of_ti
     assert seen.attr.size == 777 and not seen.attr.length_pending
     info = await reader.call("FileInfo", pb.InodeRequest(inode=made.attr.inode))
     assert ahead.handle not in {chunk.handle for chunk in info.chunks}  # nobody can use it any more: a hole again
+
+
+@pytest.mark.parametrize("restarted", [("primary",), ("secondary",), ("primary", "secondary")])
+async def test_a_chunk_that_nobody_has_is_replaced_also_when_its_servers_have_restarted(
+    restarted: tuple[str, ...], world: Any, autojump_clock: Any
+) -> None:
+    """Once stuck for ever: a server killed before the first append reached it came back without the chunk."""
+    servers = await world.three_servers()
+    client = await world.client("c1")
+    made = await client.create(b"f", with_chunk=True)
+    old = pb.GrantBody.FromString(made.grant.body)
+    second = next(replica.id for replica in old.replicas if replica.id != old.primary)
+    for which in restarted:
+        server = servers[old.primary if which == "primary" else second]
+        server.incarnation += 1
+        await server.register(world.cluster_id)
+    reply, new = await client.lease(made.attr.inode, stale_version=1, avoid=[old.primary])
+    assert reply.index == 0 and new.handle != old.handle and new.fresh
+
+
+async def test_a_chunk_whose_report_was_passed_over_is_not_replaced(world: Any, autojump_clock: Any) -> None:
+    """A server that is back and has not been heard of this chunk is asked before the chunk is given up."""
+    servers = await world.three_servers()
+    client = await world.client("c1")
+    made = await client.create(b"f", with_chunk=True)
+    old = pb.GrantBody.FromString(made.grant.body)
+    await client.commit(made.attr.inode, 100, release=False)  # so the length says that there is something
+    back = servers[old.primary]
+    back.incarnation += 1
+    await back.register(world.cluster_id)
+    back.replicas[old.handle] = (1, 100)
+    with pytest.raises(GfsError) as caught:
+        await client.lease(made.attr.inode, stale_version=1, avoid=[old.primary])
+    assert caught.value.code is Code.NOT_READY
+    await trio.sleep(2)
+    _, new = await client.lease(made.attr.inode, stale_version=1, avoid=[old.primary])
+    assert new.handle == old.handle and [replica.id for replica in new.replicas] == [old.primary]
+
+
+async def test_a_chunk_whose_replicas_are_all_damaged_is_not_replaced(world: Any, autojump_clock: Any) -> None:
+    servers = {name: await world.server(name, beating=False) for name in "abc"}
+    client = await world.client("c1")
+    made = await client.create(b"f", with_chunk=True)
+    old = pb.GrantBody.FromString(made.grant.body)
+    world.written(old, 100)
+    for name, server in servers.items():
+        report = pb.ChunkReport(handle=old.handle, version=1, length=100, corrupt=True)
+        await server.call("Heartbeat", pb.HeartbeatRequest(server_id=name, epoch=server.epoch, report=[report]))
+    with pytest.raises(GfsError) as caught:
+        await client.lease(made.attr.inode, stale_version=1)
+    assert caught.value.code is Code.NOT_READY
+
+
+async def test_a_copy_that_is_made_too_late_is_no_member_of_the_new_set(world: Any, autojump_clock: Any) -> None:
+    servers = await world.three_servers()
+    client = await world.client("c1")
+    made = await client.create(b"f", with_chunk=True)
+    body = pb.GrantBody.FromString(made.grant.body)
+    world.written(body, 100)
+    await client.commit(made.attr.inode, 100)
+    await client.change("Snapshot", pb.SnapshotRequest(source=made.attr.inode, new_parent=1, new_name=b"s"))
+    late = servers[body.replicas[2].id]
+
+    async def slow(method: str) -> None:
+        if method == "Clone":
+            await trio.sleep(4)
+
+    late.before = slow
+    _, new = await client.lease(made.attr.inode)
+    assert new.handle != body.handle and late.name not in {replica.id for replica in new.replicas}
+    await trio.sleep(5)
+    assert late.replicas[new.handle][0] == 1 < new.version, "the late copy cannot be taken for a current one"
