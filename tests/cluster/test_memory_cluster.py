@@ -146,6 +146,17 @@ async def test_the_primary_of_an_unused_chunk_stays_away(autojump_clock: trio.te
         assert await Paths(two).read("/log") == b"recordrecord"
 
 
+async def test_a_file_that_is_cut_before_its_first_write(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_cluster() as cluster, cluster.client(timeout_seconds=20) as client:
+        _, file = await client.create_file(ROOT_INODE, b"file", 0o644, 1, 1)
+        await client.setattr(file.inode, AttrChanges(size=100))
+        await client.setattr(file.inode, AttrChanges(size=50))
+        await file.write(10, b"data")
+        await file.flush()
+        await file.close()
+        assert await Paths(client).read("/file") == bytes(10) + b"data" + bytes(36)
+
+
 async def test_everything_is_killed_and_comes_back(autojump_clock: trio.testing.MockClock) -> None:
     data = random.Random(4).randbytes(CHUNK_BYTES + 12345)
     async with memory_cluster() as cluster:

@@ -233,14 +233,16 @@ class Leasing:
         """Whether a fresh chunk was never used, and its grant, which may be in many hands, is worth nothing.
 
         One member that never had the chunk is enough: what is acknowledged is on all, and by answering it has sworn
-        never to create it. Everybody has to say so where the file's length says that there may be data
-        (`length_known`), or where no member is known because this master has just started.
+        never to create it. Every member has to say so where the file's length says that there may be data
+        (`length_known`); then a chunk of which no member is known, because this master has just started, is lost and
+        not unused. One that is damaged or stale somewhere has been used.
         """
-        # One that is damaged or stale has been used.
         if handle in self._servers.stale:
             return False
         if fenced.missing and not length_known:
             return True
+        if length_known and not self._servers.locations.get(handle):
+            return False
         return self._servers.heard_all and await self._fencing.nobody_has(handle, fenced.missing)
 
     def _ordered(

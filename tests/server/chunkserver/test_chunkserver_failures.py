@@ -103,6 +103,24 @@ async def test_prepare_refuses_other_versions_and_can_be_repeated(autojump_clock
     assert await cluster.equal(5, 2) == b"0123"
 
 
+async def test_who_said_that_it_lacks_a_chunk_never_creates_it(autojump_clock: Any, cluster: Any) -> None:
+    """Neither as the primary nor as a secondary, nor after a restart: the master has put another in its place."""
+    grant = cluster.grant(6)
+    assert [item.error for item in await cluster.prepare(6, 2, hosts="b")] == [Code.UNKNOWN_CHUNK]
+    await refused(Code.REPLICA_FAILED, cluster.append(grant, b"x", 1))
+    assert 6 not in cluster.master.reported(cluster.id("b"))
+    unused = cluster.grant(7)
+    assert [item.error for item in await cluster.prepare(7, 2, hosts="a")] == [Code.UNKNOWN_CHUNK]
+    await refused(Code.NOT_PRIMARY, cluster.append(unused, b"x", 1))
+
+
+async def test_a_chunk_older_than_the_session_is_not_created(autojump_clock: Any, cluster: Any) -> None:
+    await cluster.restart_server("b")
+    await trio.sleep(2)
+    old = cluster.master.known[cluster.id("b")] - 1
+    await refused(Code.REPLICA_FAILED, cluster.append(cluster.grant(old), b"x", 1))
+
+
 async def test_no_mutation_slips_in_behind_a_new_version(autojump_clock: Any, cluster: Any) -> None:
     """Rule 3: the version is checked when a mutation is applied, not when it arrives."""
     grant = cluster.grant(5)

@@ -459,3 +459,38 @@ async def test_a_chunk_whose_servers_are_all_silent_does_not_become_a_hole(world
     assert (await reader.lookup(b"f")).attr.size == 100
     info = await reader.call("FileInfo", pb.InodeRequest(inode=made.attr.inode))
     assert [chunk.handle for chunk in info.chunks] == [body.handle]
+
+
+async def test_a_chunk_whose_replicas_are_all_damaged_is_not_replaced(world: Any, autojump_clock: Any) -> None:
+    servers = {name: await world.server(name, beating=False) for name in "abc"}
+    client = await world.client("c1")
+    made = await client.create(b"f", with_chunk=True)
+    old = pb.GrantBody.FromString(made.grant.body)
+    world.written(old, 100)
+    for name, server in servers.items():
+        report = pb.ChunkReport(handle=old.handle, version=1, length=100, corrupt=True)
+        await server.call("Heartbeat", pb.HeartbeatRequest(server_id=name, epoch=server.epoch, report=[report]))
+    with pytest.raises(GfsError) as caught:
+        await client.lease(made.attr.inode, stale_version=1)
+    assert caught.value.code is Code.NOT_READY
+
+
+async def test_a_copy_that_is_made_too_late_is_no_member_of_the_new_set(world: Any, autojump_clock: Any) -> None:
+    servers = await world.three_servers()
+    client = await world.client("c1")
+    made = await client.create(b"f", with_chunk=True)
+    body = pb.GrantBody.FromString(made.grant.body)
+    world.written(body, 100)
+    await client.commit(made.attr.inode, 100)
+    await client.change("Snapshot", pb.SnapshotRequest(source=made.attr.inode, new_parent=1, new_name=b"s"))
+    late = servers[body.replicas[2].id]
+
+    async def slow(method: str) -> None:
+        if method == "Clone":
+            await trio.sleep(4)
+
+    late.before = slow
+    _, new = await client.lease(made.attr.inode)
+    assert new.handle != body.handle and late.name not in {replica.id for replica in new.replicas}
+    await trio.sleep(5)
+    assert late.replicas[new.handle][0] == 1 < new.version, "the late copy cannot be taken for a current one"
