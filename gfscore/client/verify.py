@@ -99,7 +99,7 @@ class Verifier:
                 chunk = _Chunk(path, inode, message.index, message.handle)
                 # Taken here, not in the task: at most so many tasks exist, however large the file is.
                 await self._at_once.acquire()
-                nursery.start_soon(self._first_look, chunk, message, info.length)
+                nursery.start_soon(self._first_look, chunk, message)
 
     async def settle(self) -> None:
         """Look again at what may only have been a change under way."""
@@ -127,9 +127,9 @@ class Verifier:
 
     # ------------------------------------------------------------ looking
 
-    async def _first_look(self, chunk: _Chunk, message: pb.FileInfoReply.Chunk, file_length: int) -> None:
+    async def _first_look(self, chunk: _Chunk, message: pb.FileInfoReply.Chunk) -> None:
         try:
-            chunk.problems = await self._look(chunk, message, file_length)
+            chunk.problems = await self._look(chunk, message)
             if chunk.problems:
                 self._suspects.append(chunk)
         finally:
@@ -156,7 +156,7 @@ class Verifier:
             return
         chunk.handle = message.handle
         self._seen.add(message.handle)
-        chunk.problems = await self._look(chunk, message, info.length)
+        chunk.problems = await self._look(chunk, message)
 
     async def _each(self, chunks: Collection[_Chunk], look: Callable[[_Chunk], Any]) -> None:
         async def one(chunk: _Chunk) -> None:
@@ -170,7 +170,7 @@ class Verifier:
                 await self._at_once.acquire()
                 nursery.start_soon(one, chunk)
 
-    async def _look(self, chunk: _Chunk, message: pb.FileInfoReply.Chunk, file_length: int) -> list[Problem]:
+    async def _look(self, chunk: _Chunk, message: pb.FileInfoReply.Chunk) -> list[Problem]:
         """One look at all replicas of a chunk."""
         chunk.shared = message.references > 1
         handle = f"{message.handle:016x}"
@@ -199,9 +199,7 @@ class Verifier:
         async with trio.open_nursery() as nursery:
             for replica in message.replicas:
                 nursery.start_soon(one, replica)
-        chunk_size = self._session.hello.chunk_size
-        unwritten = message.version == 1 and file_length <= chunk.index * chunk_size
-        if unwritten and not sound and all(problem.kind == "missing" for problem in problems):
+        if not message.used and not sound and all(problem.kind == "missing" for problem in problems):
             return []  # granted, and never written as yet
         if len(set(sound.values())) > 1 and not message.primary:
             lengths = sorted({length for length, _ in sound.values()})

@@ -5,6 +5,7 @@ Handles are logical times, never used twice. Where replicas are is not known her
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from struct import Struct
 from typing import NamedTuple
 
@@ -27,17 +28,16 @@ class ChunkRecord(NamedTuple):
     version: int
     references: int  # mappings that name it
     goal: int  # replicas wanted
+    used: bool  # some server has said that it has a replica: when no server has one any more, data is lost
 
 
-def pack_chunk(version: int, references: int, goal: int) -> bytes:
-    return pack_varints(version, references, goal)
+def pack_chunk(chunk: ChunkRecord) -> bytes:
+    return pack_varints(chunk.version, chunk.references, chunk.goal << 1 | chunk.used)
 
 
 def unpack_chunk(raw: bytes) -> ChunkRecord:
-    if len(raw) == 3:  # each below 128
-        return ChunkRecord(raw[0], raw[1], raw[2])
-    version, references, goal = unpack_varints(raw)
-    return ChunkRecord(version, references, goal)
+    version, references, goal = raw if len(raw) == 3 else unpack_varints(raw)  # three bytes: each below 128
+    return ChunkRecord(version, references, goal >> 1, bool(goal & 1))
 
 
 def load_chunk(t: Tables, handle: int) -> ChunkRecord:
@@ -54,8 +54,8 @@ def find_chunk(t: Tables, handle: int) -> ChunkRecord | None:
     return None if raw is None else unpack_chunk(raw)
 
 
-def store_chunk(tx: Transaction, handle: int, version: int, references: int, goal: int) -> None:
-    tx.put(CHUNKS, pack8(handle), pack_varints(version, references, goal))
+def store_chunk(tx: Transaction, handle: int, chunk: ChunkRecord) -> None:
+    tx.put(CHUNKS, pack8(handle), pack_chunk(chunk))
 
 
 def unpack_segment(raw: bytes) -> tuple[int, ...]:
@@ -97,6 +97,21 @@ def file_handles(t: Tables, record: InodeRecord) -> list[int]:
     return [handle for _, raw in segments_of(t, record) for handle in unpack_segment(raw) if handle]
 
 
+def enumerate_chunks(t: Tables, inode: int) -> list[tuple[int, int]]:
+    """(index, handle) of all chunks of a file, without the holes. Raises STALE_INODE."""
+    return [
+        (segment * SEGMENT_CHUNKS + within, handle)
+        for segment, raw in segments_of(t, load(t, inode))
+        for within, handle in enumerate(unpack_segment(raw))
+        if handle
+    ]
+
+
+def index_of(t: Tables, inode: int, handle: int) -> int:
+    """Where in the file the chunk is, -1 where it is not. Raises STALE_INODE."""
+    return next((index for index, known in enumerate_chunks(t, inode) if known == handle), -1)
+
+
 def last_index(t: Tables, inode: int) -> int:
     """The index of the last chunk, -1 where there is none. Raises STALE_INODE."""
     found = segments_of(t, load(t, inode))
@@ -123,9 +138,9 @@ def handle_at(t: Tables, inode: int, index: int) -> int:
     return 0 if raw is None else unpack8(raw[within * 8 : within * 8 + 8])
 
 
-def _new_chunk(tx: Transaction, inode: int, index: int, goal: int) -> int:
+def _new_chunk(tx: Transaction, inode: int, index: int, goal: int, *, used: bool = False) -> int:
     handle = tx.tick()
-    store_chunk(tx, handle, 1, 1, goal)
+    store_chunk(tx, handle, ChunkRecord(1, 1, goal, used))
     _put_handle(tx, inode, index, handle)
     tx.count(CHUNK_COUNT, 1)
     return handle
@@ -196,17 +211,26 @@ def drop_fresh_chunk(tx: Transaction, inode: int, index: int, handle: int) -> bo
     return True
 
 
-def replace_shared_chunk(tx: Transaction, inode: int, index: int, old_handle: int) -> int:
+def replace_shared_chunk(tx: Transaction, inode: int, index: int, old_handle: int, *, copied: bool = True) -> int:
     """Copy-on-write [0116]: this file gets a handle of its own (version 1, same goal), the others keep the old one.
 
-    Raises STALE_VERSION when the file has another chunk there, or the chunk is not shared any more.
+    `copied`: there are replicas of the new one already. Raises STALE_VERSION when the file has another chunk there, or
+    the chunk is not shared any more.
     """
     chunk = _expect(tx, inode, index, old_handle)
     if chunk.references < 2:
         raise GfsError(Code.STALE_VERSION, f"chunk {old_handle:x} is not shared any more")
     unreference(tx, old_handle)
     mark_pending(tx, inode)
-    return _new_chunk(tx, inode, index, chunk.goal)
+    return _new_chunk(tx, inode, index, chunk.goal, used=copied)
+
+
+def mark_used(tx: Transaction, handles: Iterable[int]) -> None:
+    """Some server has a replica of each of these chunks. Chunks that are gone are passed over."""
+    for handle in handles:
+        chunk = find_chunk(tx, handle)
+        if chunk is not None and not chunk.used:
+            store_chunk(tx, handle, chunk._replace(used=True))
 
 
 def raise_version(tx: Transaction, handle: int, version: int) -> None:
@@ -216,14 +240,14 @@ def raise_version(tx: Transaction, handle: int, version: int) -> None:
     if version < chunk.version:
         raise GfsError(Code.STALE_VERSION, f"chunk {handle:x} has version {chunk.version}, not {version}")
     if version > chunk.version:
-        store_chunk(tx, handle, version, chunk.references, chunk.goal)
+        store_chunk(tx, handle, chunk._replace(version=version, used=True))
 
 
 def unreference(tx: Transaction, handle: int) -> bool:
     """One mapping less names the chunk. True when it was the last one: the record is gone."""
-    version, references, goal = load_chunk(tx, handle)
-    if references > 1:
-        store_chunk(tx, handle, version, references - 1, goal)
+    chunk = load_chunk(tx, handle)
+    if chunk.references > 1:
+        store_chunk(tx, handle, chunk._replace(references=chunk.references - 1))
         return False
     tx.delete(CHUNKS, pack8(handle))
     tx.count(CHUNK_COUNT, -1)

@@ -162,5 +162,5 @@ def set_policy(tx: Transaction, inode: int, values: Mapping[str, str], *, now_ns
     if "replication" in changes and record.type is FileType.FILE:
         goal = changes["replication"]
         for handle in file_handles(tx, record):
-            version, references, old = load_chunk(tx, handle)
-            store_chunk(tx, handle, version, references, goal if references == 1 else max(goal, old))
+            chunk = load_chunk(tx, handle)
+            store_chunk(tx, handle, chunk._replace(goal=goal if chunk.references == 1 else max(goal, chunk.goal)))

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from gfscore.errors import Code, GfsError
 from gfscore.ids import TRASH_INODE
-from gfscore.metadata.chunks import HOLE, segments, unpack_chunk
+from gfscore.metadata.chunks import HOLE, segments
 from gfscore.metadata.inodes import (
     HAS_POLICY,
     HAS_SEGMENTS,
@@ -29,7 +29,7 @@ from gfscore.metadata.inodes import (
     store,
     unpack,
 )
-from gfscore.metadata.keys import after_prefix, entry_key, pack8, pack_varints, unpack8
+from gfscore.metadata.keys import after_prefix, entry_key, pack8, pack_varints, unpack8, unpack_varints
 from gfscore.metadata.lookup import ancestors, check_new_name, open_directory
 from gfscore.metadata.tables import CHUNKS, ENTRIES, INODES, MAPPING, PLACES, POLICIES, SYMLINKS, XATTRS, Tables
 from gfscore.metadata.transaction import DIRECTORIES, FILES, Transaction
@@ -187,8 +187,8 @@ class _Copier:
         for handle, more in self._shared.items():
             raw_chunk = get_chunk(handle)
             assert raw_chunk is not None, f"chunk {unpack8(handle):x} is mapped but not recorded"
-            version, references, goal = unpack_chunk(raw_chunk)
-            puts[CHUNKS, handle] = pack_varints(version, references + more, goal)
+            version, references, *rest = unpack_varints(raw_chunk)
+            puts[CHUNKS, handle] = pack_varints(version, references + more, *rest)
         tx.extend(puts)
         is_directory = top.type is FileType.DIRECTORY
         tx.count(FILES, self._files + (not is_directory))

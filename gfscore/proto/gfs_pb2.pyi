@@ -1511,6 +1511,7 @@ class FileInfoReply(_message.Message):
         REPLICAS_FIELD_NUMBER: _builtins.int
         GOAL_FIELD_NUMBER: _builtins.int
         REFERENCES_FIELD_NUMBER: _builtins.int
+        USED_FIELD_NUMBER: _builtins.int
         index: _builtins.int
         handle: _builtins.int
         version: _builtins.int
@@ -1520,6 +1521,8 @@ class FileInfoReply(_message.Message):
         """replicas wanted"""
         references: _builtins.int
         """files that share it, snapshots included"""
+        used: _builtins.bool
+        """some server has had a replica: else it was granted, and perhaps never written"""
         @_builtins.property
         def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileInfoReply.Replica]: ...
         def __init__(
@@ -1533,10 +1536,11 @@ class FileInfoReply(_message.Message):
             replicas: _abc.Iterable[Global___FileInfoReply.Replica] | None = ...,
             goal: _builtins.int = ...,
             references: _builtins.int = ...,
+            used: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["goal", b"goal", "handle", b"handle", "index", b"index", "length", b"length", "primary", b"primary", "references", b"references", "replicas", b"replicas", "version", b"version"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["goal", b"goal", "handle", b"handle", "index", b"index", "length", b"length", "primary", b"primary", "references", b"references", "replicas", b"replicas", "used", b"used", "version", b"version"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2196,10 +2200,13 @@ class ChunkReport(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     LENGTH_FIELD_NUMBER: _builtins.int
     CORRUPT_FIELD_NUMBER: _builtins.int
+    UNEQUAL_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     version: _builtins.int
     length: _builtins.int
     corrupt: _builtins.bool
+    unequal: _builtins.bool
+    """its lease has failed: the replicas may differ"""
     def __init__(
         self,
         *,
@@ -2207,10 +2214,11 @@ class ChunkReport(_message.Message):
         version: _builtins.int = ...,
         length: _builtins.int = ...,
         corrupt: _builtins.bool = ...,
+        unequal: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["corrupt", b"corrupt", "handle", b"handle", "length", b"length", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corrupt", b"corrupt", "handle", b"handle", "length", b"length", "unequal", b"unequal", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2387,6 +2395,7 @@ class PrepareReply(_message.Message):
         LENGTH_FIELD_NUMBER: _builtins.int
         VERSION_FIELD_NUMBER: _builtins.int
         DOUBT_FIELD_NUMBER: _builtins.int
+        DIGEST_FIELD_NUMBER: _builtins.int
         error: _builtins.int
         """a Code"""
         length: _builtins.int
@@ -2396,6 +2405,8 @@ class PrepareReply(_message.Message):
         """Whether it has everything that was acknowledged: 0 surely, 1 perhaps not (restarted, or missed a mutation), 2 even
         less so (the power failed).
         """
+        digest: _builtins.int
+        """of the contents, to compare replicas with"""
         def __init__(
             self,
             *,
@@ -2403,10 +2414,11 @@ class PrepareReply(_message.Message):
             length: _builtins.int = ...,
             version: _builtins.int = ...,
             doubt: _builtins.int = ...,
+            digest: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["doubt", b"doubt", "error", b"error", "length", b"length", "version", b"version"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "doubt", b"doubt", "error", b"error", "length", b"length", "version", b"version"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2448,6 +2460,47 @@ class RevokeRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RevokeRequest: _TypeAlias = RevokeRequest  # noqa: Y015
+
+@_typing.final
+class ReconcileRequest(_message.Message):
+    """Nobody uses the chunk: the primary makes the others equal to its replica, and the lease is over again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def grant(self) -> Global___Grant: ...
+    def __init__(
+        self,
+        *,
+        grant: Global___Grant | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReconcileRequest: _TypeAlias = ReconcileRequest  # noqa: Y015
+
+@_typing.final
+class ReconcileReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LENGTH_FIELD_NUMBER: _builtins.int
+    length: _builtins.int
+    def __init__(
+        self,
+        *,
+        length: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["length", b"length"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReconcileReply: _TypeAlias = ReconcileReply  # noqa: Y015
 
 @_typing.final
 class RevokeReply(_message.Message):
@@ -2627,8 +2680,10 @@ class InspectRequest(_message.Message):
 
     HANDLES_FIELD_NUMBER: _builtins.int
     VERIFY_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     verify: _builtins.bool
     """read and check every block"""
+    digest: _builtins.bool
     @_builtins.property
     def handles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
@@ -2636,10 +2691,11 @@ class InspectRequest(_message.Message):
         *,
         handles: _abc.Iterable[_builtins.int] | None = ...,
         verify: _builtins.bool = ...,
+        digest: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["handles", b"handles", "verify", b"verify"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "handles", b"handles", "verify", b"verify"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2669,7 +2725,7 @@ class InspectReply(_message.Message):
         primary: _builtins.bool
         message: _builtins.str
         digest: _builtins.int
-        """with `verify`: CRC32C over the checksums of all blocks, to compare replicas with"""
+        """with `verify` or `digest`: of the contents, to compare replicas with"""
         def __init__(
             self,
             *,

@@ -77,6 +77,11 @@ class Chunk:
             length, tail = state.committed
             return length, tail, bytes(state.table[: length // BLOCK_BYTES * 4])
 
+    def digest(self) -> int:
+        """Equal where the contents and the append table are."""
+        length, tail, table = self.block_checksums()
+        return crc32c(self.append_table_bytes(), crc32c(table, crc32c(b"%d %d" % (length, tail))))
+
     # ---------------------------------------------------------------- reading
 
     def read(self, offset: int, size: int) -> memoryview:

@@ -21,9 +21,8 @@ class Scripted(Verifier):
         session: Any = SimpleNamespace(hello=SimpleNamespace(chunk_size=CHUNK_BYTES))
         env: Any = None
         super().__init__(session, env, lambda more, done: None)
-        fields = {"handle": 7, "version": 3, "goal": 3, "references": 1, **fields}
-        self.file_length = fields.pop("file_length", 100)
-        self.info = pb.FileInfoReply(length=self.file_length, chunks=[pb.FileInfoReply.Chunk(**fields)])
+        fields = {"handle": 7, "version": 3, "goal": 3, "references": 1, "used": True, **fields}
+        self.info = pb.FileInfoReply(length=100, chunks=[pb.FileInfoReply.Chunk(**fields)])
         self.items = {}
         for number, (state, error, version, length, digest) in enumerate(replicas):
             server = pb.Server(id=f"s{number}")
@@ -69,9 +68,8 @@ BUSY = ("good", int(Code.NOT_READY), 0, 0, 0)
         ([GOOD, ("good", 0, 3, 90, 9), GOOD], {}, [("", "unequal")]),
         ([GOOD, ("good", 0, 3, 100, 8), GOOD], {}, [("", "unequal")]),
         ([GOOD, ("good", 0, 3, 100, 8), GOOD], {"primary": "s0"}, []),  # a mutation may be under way
-        ([GONE, GONE, GONE], {"version": 1, "file_length": 0}, []),  # granted, and never written
-        ([GONE], {"version": 1, "file_length": 1, "goal": 1}, [("", "lost"), ("s0", "missing")]),
-        ([GONE], {"version": 2, "file_length": 0, "goal": 1}, [("", "lost"), ("s0", "missing")]),
+        ([GONE, GONE, GONE], {"used": False}, []),  # granted, and never written
+        ([GONE], {"goal": 1}, [("", "lost"), ("s0", "missing")]),
     ],
 )
 async def test_kinds_of_problems(

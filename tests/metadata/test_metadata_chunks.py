@@ -39,9 +39,10 @@ def code(state: State, operation: object, *args: object, **kwargs: object) -> Co
     return caught.value.code
 
 
-@given(*(st.integers(0, 1 << 64) for _ in range(3)))
-def test_chunk_records_round_trip(version: int, references: int, goal: int) -> None:
-    assert unpack_chunk(pack_chunk(version, references, goal)) == (version, references, goal)
+@given(*(st.integers(0, 1 << 64) for _ in range(3)), st.booleans())
+def test_chunk_records_round_trip(version: int, references: int, goal: int, used: bool) -> None:
+    chunk = ChunkRecord(version, references, goal, used)
+    assert unpack_chunk(pack_chunk(chunk)) == chunk
 
 
 def test_fresh_chunks_fill_holes_and_extend(state: State) -> None:
@@ -53,7 +54,7 @@ def test_fresh_chunks_fill_holes_and_extend(state: State) -> None:
     assert got == [handles.get(index, 0) for index in range(500)]
     assert mapping_get(state.tables, f, 126, 4) == [0, handles[127], handles[128], handles[129]]
     assert mapping_get(state.tables, f, INDEX_MAX, 3) == [0, 0, 0]
-    assert load_chunk(state.tables, handles[0]) == ChunkRecord(1, 1, 3)
+    assert load_chunk(state.tables, handles[0]) == ChunkRecord(1, 1, 3, used=False)
     assert code(state, add_fresh_chunk, f, 400, 3, timed=False) is Code.EXISTS
     assert code(state, add_fresh_chunk, f, INDEX_MAX + 1, 3, timed=False) is Code.FILE_TOO_LARGE
     assert code(state, add_fresh_chunk, 1, 0, 3, timed=False) is Code.IS_DIRECTORY
@@ -97,7 +98,8 @@ def test_copy_on_write_gives_one_side_a_handle_of_its_own(state: State) -> None:
     assert code(state, replace_fresh_chunk, f, 0, old, timed=False) is Code.STALE_VERSION
     new = state.run(replace_shared_chunk, f, 0, old, timed=False)
     assert mapping_get(state.tables, f, 0, 1) == [new] and mapping_get(state.tables, copy, 0, 1) == [old]
-    assert load_chunk(state.tables, old) == ChunkRecord(1, 1, 2) == load_chunk(state.tables, new)
+    assert load_chunk(state.tables, old) == ChunkRecord(1, 1, 2, used=False)
+    assert load_chunk(state.tables, new) == ChunkRecord(1, 1, 2, used=True)
 
 
 def test_a_committed_length_only_grows(state: State) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from metadata_state import State
 
-from gfscore.metadata.chunks import add_fresh_chunk, pack_chunk
+from gfscore.metadata.chunks import ChunkRecord, add_fresh_chunk, pack_chunk
 from gfscore.metadata.inodes import HAS_XATTRS, FileType, load, store
 from gfscore.metadata.keys import entry_key, pack8, segment_key
 from gfscore.metadata.tables import CHUNKS, ENTRIES, INODES, MAPPING, ORPHANS, SYMLINKS, XATTRS
@@ -41,14 +41,14 @@ _FAULTS: dict[str, Callable[[Transaction], None]] = {
     "the table another": lambda tx: tx.put(XATTRS, pack8(3) + b"user.x", b""),
     "wrong size": lambda tx: tx.put(SYMLINKS, pack8(5), b"longer than before"),
     "mapped but not recorded": lambda tx: tx.delete(CHUNKS, pack8(4)),
-    "2 references, 1 mappings": lambda tx: tx.put(CHUNKS, pack8(4), pack_chunk(1, 2, 3)),
+    "2 references, 1 mappings": lambda tx: tx.put(CHUNKS, pack8(4), pack_chunk(ChunkRecord(1, 2, 3, used=False))),
     "1 references, 0 mappings": lambda tx: tx.delete(MAPPING, segment_key(3, 0)),
     "ends with a hole": lambda tx: tx.put(MAPPING, segment_key(3, 0), pack8(4) + pack8(0)),
     "no such file": lambda tx: tx.put(MAPPING, segment_key(2, 0), pack8(4)),
     "does not know": lambda tx: tx.put(MAPPING, segment_key(3, 1), pack8(4)),
     "counter files": lambda tx: tx.count(FILES, 1),
     "inode 50 is ahead": lambda tx: tx.put(INODES, pack8(50), load(tx, 3).pack()),
-    "chunk 32 is ahead": lambda tx: tx.put(CHUNKS, pack8(50), pack_chunk(1, 1, 1)),
+    "chunk 32 is ahead": lambda tx: tx.put(CHUNKS, pack8(50), pack_chunk(ChunkRecord(1, 1, 1, used=False))),
 }
 
 

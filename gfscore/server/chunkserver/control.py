@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from gfscore.checksum import crc32c
 from gfscore.errors import Code, GfsError
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.replica.lease import LeaseState
@@ -47,6 +46,7 @@ class Control:
                     replica = await self._node.replicas.prepare(item.handle, item.version, item.old_version, truncate)
                     answer.version, answer.length = replica.chunk.version, replica.chunk.length
                     answer.doubt = replica.doubt
+                    answer.digest = await self._node.io.run(replica.chunk.digest)
                 except GfsError as error:
                     self._answer_error(item.handle, answer, error)
 
@@ -94,6 +94,7 @@ class Control:
             await primary.quiet()
             report = replicas.report(replica.handle)
             if report is not None:
+                report.unequal = primary.lease.state is LeaseState.FAILED
                 reports.append(report)
         return pb.RevokeReply(chunks=reports)
 
@@ -106,7 +107,7 @@ class Control:
 
     async def inspect(self, request: pb.InspectRequest, context: CallContext) -> pb.InspectReply:
         """Handler of `Inspect`: how replicas are, read and verified if asked for."""
-        return pb.InspectReply(items=[await self._inspect(handle, request.verify) for handle in request.handles])
+        return pb.InspectReply(items=[await self._inspect(handle, request) for handle in request.handles])
 
     async def info(self, request: pb.Empty, context: CallContext) -> pb.ServerInfoReply:
         """Handler of `Info`."""
@@ -123,7 +124,7 @@ class Control:
             scrub_bad=node.replicas.bad_found,
         )
 
-    async def _inspect(self, handle: int, verify: bool) -> pb.InspectReply.Item:
+    async def _inspect(self, handle: int, request: pb.InspectRequest) -> pb.InspectReply.Item:
         item = pb.InspectReply.Item(handle=handle)
         node = self._node
         try:
@@ -132,14 +133,13 @@ class Control:
             item.version, item.length = chunk.version, chunk.length
             item.path = node.env.disk.real_path(chunk.path)
             item.primary = replica.primary is not None and replica.primary.lease.state is LeaseState.SERVING
-            if verify:
+            if request.verify:
                 await self._verify(chunk)
-                # After the data: what is compared with other replicas is as new as can be.
-                length, tail, table = await node.io.run(chunk.block_checksums)
-                item.version, item.length = chunk.version, length
-                item.digest = crc32c(table, crc32c(tail.to_bytes(4, "little")))
             elif chunk.doubtful:
                 raise GfsError(Code.CHECKSUM_MISMATCH, "a header page is damaged")
+            if request.verify or request.digest:
+                # After the data: what is compared with other replicas is as new as can be.
+                item.version, item.length, item.digest = chunk.version, chunk.length, await node.io.run(chunk.digest)
         except GfsError as error:
             item.error, item.message = error.code, error.message
             node.replicas.found_damage(handle, error)

@@ -133,6 +133,18 @@ class Mutations:
         self._check(primary.lease, replica, primary.lease.grant)
         return await primary.submit(Mutation(SYNC, sync=True))
 
+    async def reconcile(self, request: pb.ReconcileRequest, context: CallContext) -> pb.ReconcileReply:
+        """Handler of `Reconcile`: make the others equal to this replica (rule 9), for a master that has no writer for
+        the chunk. The lease is over afterwards. Raises GfsError."""
+        _, replica, primary = await self._serving(request.grant)
+        try:
+            if primary.lease.state is not LeaseState.SERVING:
+                raise primary.refusal()
+        finally:
+            primary.lease.revoke()
+        await primary.quiet()
+        return pb.ReconcileReply(length=replica.chunk.length)
+
     def _check(self, lease: Lease, replica: Replica, grant: VerifiedGrant) -> None:
         """Whether mutations are taken at this moment; raises GfsError."""
         now = self._node.env.clock.boottime()

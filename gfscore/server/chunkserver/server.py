@@ -57,11 +57,14 @@ async def run_chunkserver(
 async def _start(node: Node, nursery: trio.Nursery, task_status: trio.TaskStatus[tuple[int, int]]) -> None:
     config, transport = node.config, node.env.transport
     node.on_stop(nursery.cancel_scope.cancel)
-    replication = Replication(node)
-    port: int = await nursery.start(transport.serve_streams, config.host, config.port, {"ChunkData": _data(node)})
-    control_port: int = await nursery.start(
-        transport.serve_control, config.host, config.control_port, {"Chunkserver": _control(node, replication)}
+    replication, mutations = Replication(node), Mutations(node)
+    port: int = await nursery.start(
+        transport.serve_streams, config.host, config.port, {"ChunkData": _data(node, mutations)}
     )
+    control_port: int = await nursery.start(
+        transport.serve_control, config.host, config.control_port,
+        {"Chunkserver": _control(node, mutations, replication)},
+    )  # fmt: skip
     node.address.host, node.address.port = config.reachable_host, port
     node.address.control_port = control_port
     nursery.start_soon(MasterSession(node, nursery).run)
@@ -74,8 +77,8 @@ async def _start(node: Node, nursery: trio.Nursery, task_status: trio.TaskStatus
     task_status.started((port, control_port))
 
 
-def _data(node: Node) -> Service:
-    mutations, reads = Mutations(node), Reads(node)
+def _data(node: Node, mutations: Mutations) -> Service:
+    reads = Reads(node)
     handlers: dict[str, Callable[[Any, CallContext], Awaitable[Any]]] = {
         "Push": node.pushes.push,
         "Write": mutations.write,
@@ -88,11 +91,12 @@ def _data(node: Node) -> Service:
     return {name: _counted(node, name, handler) for name, handler in handlers.items()}
 
 
-def _control(node: Node, replication: Replication) -> Service:
+def _control(node: Node, mutations: Mutations, replication: Replication) -> Service:
     control = Control(node)
     handlers: dict[str, Callable[[Any, CallContext], Awaitable[Any]]] = {
         "Prepare": control.prepare,
         "Revoke": control.revoke,
+        "Reconcile": mutations.reconcile,
         "Clone": control.clone,
         "Collect": control.collect,
         "Inspect": control.inspect,

@@ -145,8 +145,9 @@ class Admin:
                             and (server.chunk_count or self._counts_on(unpack8(key)))
                         )
                     live = sum(map(self._servers.counts, servers))
-                    goal = unpack_chunk(raw).goal
-                    if live == goal:
+                    chunk = unpack_chunk(raw)
+                    goal = chunk.goal
+                    if live == goal or not chunk.used:  # that is in nobody's hands yet
                         healthy += 1
                     elif live > goal:
                         over += 1
@@ -206,6 +207,7 @@ class Admin:
         chunk.version = record.version
         chunk.goal = record.goal
         chunk.references = record.references
+        chunk.used = record.used
         chunk.primary = lease.primary.id if lease is not None else ""
         for server in self._all_replicas(handle):
             item = items.get(server)

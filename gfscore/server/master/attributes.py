@@ -125,7 +125,7 @@ class Attributes:
             self._set_plain(tx, request, session)
         self._calls.commit(tx, request.id, inode)
         for handle in done.freed_chunks:
-            self._leases.drop(handle)
+            self._leases.drop(handle, clean=True)
         self._servers.freed(done.freed_chunks)
 
     def _forget_other_writers(self, inode: int, session: Session | None) -> None:
@@ -143,7 +143,7 @@ class Attributes:
             await self._fencing.copy(inode, index, handle, truncate=keep)
             return
         fenced = (await self._fencing.fence([handle], truncate=keep))[handle]
-        unused = chunk.version == 1 and (fenced.missing or await self._fencing.nobody_has(handle, ()))
+        unused = chunk.version == 1 and (fenced.missing or await self._fencing.never_made(handle))
         if not fenced.servers and not unused:
             raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} can be reached: is its server up?")
 

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 CALL_SECONDS = 2.0
 _ITEMS_PER_CALL = 1000
+_RECONCILE_SECONDS = 10.0  # who wants to write to the chunk waits meanwhile
 _SHARED_SECONDS = 10.0  # a batch of copies or of revocations may take longer than one
 
 
@@ -41,11 +42,13 @@ class Answer(NamedTuple):
     version: int
     length: int
     doubt: int = 0  # see `PrepareReply.Item`
+    digest: int = 0
 
 
 class Length(NamedTuple):
     version: int
     length: int
+    unequal: bool = False  # the replicas may differ
 
 
 Call = Callable[[ServerState, list[Any]], Awaitable[None]]
@@ -97,7 +100,7 @@ class ChunkCalls:
         if reply is None:
             return
         for item, answer in zip(items, reply.items, strict=False):
-            found = Answer(server, _code(answer.error), answer.version, answer.length, answer.doubt)
+            found = Answer(server, _code(answer.error), answer.version, answer.length, answer.doubt, answer.digest)
             answers.setdefault(item.handle, []).append(found)
 
     async def revoke(self, by_server: dict[ServerState, list[int]]) -> tuple[dict[int, Length], set[ServerState]]:
@@ -112,23 +115,36 @@ class ChunkCalls:
                 silent.add(server)
                 return
             for chunk in reply.chunks:
-                lengths[chunk.handle] = Length(chunk.version, chunk.length)
+                lengths[chunk.handle] = Length(chunk.version, chunk.length, chunk.unequal)
 
         await self._split(by_server, one)
         return lengths, silent
 
-    async def inspect(self, by_server: dict[ServerState, list[int]]) -> dict[int, list[tuple[ServerState, Any]]]:
+    async def inspect(
+        self, by_server: dict[ServerState, list[int]], *, digest: bool = False
+    ) -> dict[int, list[tuple[ServerState, Any]]]:
         """`Inspect` without reading the data: by handle, (server, item). Servers that do not answer are missing."""
         found: dict[int, list[tuple[ServerState, Any]]] = {}
 
         async def one(server: ServerState, handles: list[int]) -> None:
-            reply = await self._call(server, "Inspect", pb.InspectRequest(handles=handles), len(handles))
+            reply = await self._call(server, "Inspect", pb.InspectRequest(handles=handles, digest=digest), len(handles))
             if reply is not None:
                 for item in reply.items:
                     found.setdefault(item.handle, []).append((server, item))
 
         await self._split(by_server, one)
         return found
+
+    async def reconcile(self, primary: ServerState, grant: pb.Grant) -> int | None:
+        """`Reconcile` at the primary that the grant names: the length, bytes; None when that did not work."""
+        try:
+            reply, _ = await primary.channel.call(
+                "Reconcile", pb.ReconcileRequest(grant=grant), timeout=_RECONCILE_SECONDS
+            )
+        except GfsError as error:
+            log.warning("event=reconcile_failed server=%s error=%r", primary.id, str(error))
+            return None
+        return int(reply.length)
 
     async def _everywhere(self, wanted: Iterable[Wanted], one: Call) -> None:
         by_server: dict[ServerState, list[Wanted]] = {}

@@ -79,9 +79,9 @@ class Cloning:
         if lease is None or self._lengths.old_leases_possible or not self._servers.is_up(lease.primary):
             return False
         lengths, _ = await self._calls.revoke({lease.primary: [handle]})
-        if handle not in lengths:
+        if handle not in lengths or lengths[handle].unequal or lease.broken:
             return False
-        self._leases.drop(handle)
+        self._leases.drop(handle, clean=True)
         return True
 
     async def _replicate(

@@ -102,6 +102,9 @@ class Data:
                 yield pb.ChunkLocation(index=index)
                 continue
             replicas = self._servers.replicas(handle) or self._servers.damaged(handle)
+            if not replicas and not chunk.used and self._servers.heard_all and not self._servers.locations.get(handle):
+                yield pb.ChunkLocation(index=index)  # granted by the master before, and never used
+                continue
             if not all(map(self._servers.is_up, replicas)):
                 replicas.sort(key=lambda server: (server.gone, not self._servers.is_up(server)))
                 if not self._servers.is_up(replicas[0]):

@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import trio
 
@@ -39,13 +39,26 @@ class Doubt(NamedTuple):
 
 @dataclass(slots=True)
 class Fenced:
-    """The new set of a chunk. `length`: of its longest replica, bytes. `doubts`: by server, where there are any."""
+    """The new set of a chunk. `length`: of its longest replica, bytes. `equal`: all replicas have the same contents.
+    `doubts`: by server, where there are any."""
 
     version: int = 0
     servers: list[ServerState] = field(default_factory=list)
     length: int = 0
+    equal: bool = False
     missing: list[str] = field(default_factory=list)  # servers that never had the chunk
     doubts: dict[str, Doubt] = field(default_factory=dict)
+
+    def best_first(self, complaints: Collection[str] = (), former: str = "") -> list[ServerState]:
+        """The servers, the next primary first: the others are made equal to it (rule 9), so it has to be one that has
+        everything that was acknowledged. Among equals the `former` one unless somebody complained, else one that nobody
+        complained of."""
+
+        def rank(server: ServerState) -> Any:
+            doubt = self.doubts.get(server.id, Doubt())
+            return doubt, server.id in complaints, server.id != former, server.load.recent_creations
+
+        return sorted(self.servers, key=rank)
 
 
 @dataclass(slots=True)
@@ -127,18 +140,23 @@ class Fencing:
         finally:
             self._servers.busy.difference_update(busy)
 
-    async def nobody_has(self, handle: int, missing: Collection[str]) -> bool:
-        """Whether each server that could have the chunk says that it has not; `missing` have said so already.
-
-        One that came back without it is asked too: its report may have passed while the chunk was busy.
+    async def never_made(self, handle: int) -> bool:
+        """Whether no server has a replica of this new chunk, nor ever will: each one says so, and has given up the
+        lease on it if it is the one to have it. Everybody has to be there; a server may have a chunk, or have had it,
+        that its reports were silent of as yet.
         """
-        servers = [self._servers.by_id.get(server.id) for server in self._servers.locations.get(handle, ())]
-        unsure = [server for server in servers if server is None or server.id not in missing]
-        present = {server: [handle] for server in unsure if server is not None and not server.gone}
-        if len(present) != len(unsure):
+        chunk = find_chunk(self._state.tables, handle)
+        servers = list(self._servers.by_id.values())
+        if chunk is None or chunk.used or handle in self._servers.stale:
             return False
-        answers = (await self._calls.inspect(present)).get(handle, []) if present else []
-        return len(answers) == len(present) and all(item.error == Code.UNKNOWN_CHUNK for _, item in answers)
+        if not self._servers.heard_all or any(server.gone for server in servers):
+            return False
+        wanted = {server: [handle] for server in servers}
+        held, silent = await self._calls.revoke(wanted)
+        if held or silent:
+            return False
+        answers = (await self._calls.inspect(wanted)).get(handle, [])
+        return len(answers) == len(servers) and all(item.error == Code.UNKNOWN_CHUNK for _, item in answers)
 
     def _attempts(self, handles: list[int], exclude: Collection[str]) -> list[_Attempt]:
         attempts = []
@@ -176,6 +194,7 @@ class Fencing:
         """Take in the answers of one round; whether there has to be another."""
         settled = True
         length = 0
+        digests = set()
         held: dict[ServerState, int] = {}
         for server in one.held:
             answer = given.get(server)
@@ -184,6 +203,7 @@ class Fencing:
             elif answer.error is Code.OK and answer.version == version:
                 held[server] = version
                 length = max(length, answer.length)
+                digests.add(answer.digest)
                 if answer.doubt:
                     result.doubts[server.id] = Doubt(answer.doubt, -answer.length)
             elif answer.error is Code.STALE_VERSION:
@@ -201,6 +221,7 @@ class Fencing:
         one.held = held
         if settled:
             result.version, result.servers, result.length = version, list(held), length
+            result.equal = len(digests) == 1
         return not settled
 
     def _log(self, results: dict[int, Fenced]) -> None:
@@ -209,7 +230,7 @@ class Fencing:
             if result.servers and find_chunk(tx, handle) is not None:
                 raise_version(tx, handle, result.version)
                 self._servers.set_replicas(handle, result.servers)
-                self._leases.drop(handle)
+                self._leases.drop(handle, clean=result.equal)
         self._state.commit(tx)
 
     async def copy(
@@ -241,8 +262,7 @@ class Fencing:
             copied = [answer.server for answer in given if answer.error is Code.OK]
             if not copied and any(answer.error is Code.NO_SPACE for answer in given):
                 raise GfsError(Code.NO_SPACE, f"the chunkservers of chunk {handle:016x} have no room for a copy of it")
-            missing = [answer.server.id for answer in given if answer.error is Code.UNKNOWN_CHUNK]
-            if not copied and version == 1 and self._servers.heard_all and await self.nobody_has(handle, missing):
+            if not copied and await self.never_made(handle):
                 return 0, Fenced()
             if not copied:
                 raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} could be copied: servers are down")
@@ -252,6 +272,8 @@ class Fencing:
             assert made == new_handle, "the reserved handle was not used"
             self._state.commit(tx)
             self._servers.set_replicas(new_handle, copied)
+            if handle in self._leases.unclean:
+                self._leases.leave(new_handle, inode)
             if len(copied) == len(servers):
                 return new_handle, Fenced(1, copied, max(answer.length for answer in given))
             # Who did not answer may have made a copy all the same: it must not pass for one of these.

@@ -5,7 +5,7 @@ Never persisted: a master that starts knows no lease, and a new grant fences an 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from gfscore.metadata.leases import WriterTable
 from gfscore.proto import gfs_pb2 as pb
@@ -57,13 +57,18 @@ class LeaseBook:
 
     `all_known` has the files of which `writers` has everybody: their length was agreed on when the first of them got
     its grant from this very master. Of any other file, somebody may hold a grant of before the start (rule 5).
+
+    A lease that ended without a word of its primary leaves its chunk unclean: a mutation that was under way may be on
+    some replicas only. So it stays until the replicas were made equal.
     """
 
-    __slots__ = ("_by_handle", "_by_inode", "all_known", "writers")
+    __slots__ = ("_by_handle", "_by_inode", "_unclean", "_unclean_of", "all_known", "writers")
 
     def __init__(self) -> None:
         self._by_handle: dict[int, GrantedLease] = {}
         self._by_inode: dict[int, dict[int, None]] = {}
+        self._unclean: dict[int, int] = {}  # handle → inode
+        self._unclean_of: dict[int, set[int]] = {}
         self.writers = WriterTable()
         self.all_known: set[int] = set()
 
@@ -87,8 +92,13 @@ class LeaseBook:
         found = [self.find(handle) for handle in list(self._by_inode.get(inode, ()))]
         return [lease for lease in found if lease is not None]
 
-    def drop(self, handle: int) -> None:
+    def drop(self, handle: int, *, clean: bool = False) -> None:
+        """The lease, if there is one, is over. `clean`: its primary says that all replicas are equal."""
         lease = self._by_handle.pop(handle, None)
+        if clean:
+            self.settled(handle)
+        elif lease is not None:
+            self.leave(handle, lease.inode)
         if lease is not None:
             of_inode = self._by_inode[lease.inode]
             del of_inode[handle]
@@ -102,15 +112,43 @@ class LeaseBook:
         self.writers.drop_inode(inode)
         self.all_known.discard(inode)
 
+    @property
+    def unclean(self) -> Mapping[int, int]:
+        """By handle, the inode that the chunk belonged to."""
+        return self._unclean
+
+    def unclean_of(self, inode: int) -> Collection[int]:
+        """Chunks of the file whose replicas may differ, as far as no live lease has to do with them."""
+        return self._unclean_of.get(inode, ())
+
+    def leave(self, handle: int, inode: int) -> None:
+        """The replicas of a chunk may differ from now on."""
+        self._unclean[handle] = inode
+        self._unclean_of.setdefault(inode, set()).add(handle)
+
+    def settled(self, handle: int) -> None:
+        """The replicas of the chunk are equal, or it is gone."""
+        inode = self._unclean.pop(handle, None)
+        if inode is not None:
+            of_inode = self._unclean_of[inode]
+            of_inode.discard(handle)
+            if not of_inode:
+                del self._unclean_of[inode]
+
+    def is_clean(self, inode: int) -> bool:
+        """All replicas of the file's chunks are equal, or a primary sees to it."""
+        return not self.unclean_of(inode) and not any(lease.broken for lease in self.of_inode(inode))
+
     def is_sole_writer(self, inode: int, client: int) -> bool:
         """Nobody else can change the file now."""
         return inode in self.all_known and self.writers.is_sole(inode, client)
 
     def sweep(self, before: float) -> None:
-        """Forget leases that were given out before `before` (boottime) and that nobody may use any more.
+        """Forget leases that nobody may use any more and that were given out before `before` (boottime), or are broken.
 
         The primary of a chunk that was never written does not know of its lease and cannot give it back.
         """
         for lease in list(self._by_handle.values()):
-            if lease.primary.gone or (lease.granted_at < before and not self.writers.writers(lease.inode)):
+            abandoned = (lease.broken or lease.granted_at < before) and not self.writers.writers(lease.inode)
+            if lease.primary.gone or abandoned:
                 self.drop(lease.handle)

@@ -7,9 +7,6 @@ raises the version on the replicas first. Locks: the file is read, the chunk wri
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
-from types import MappingProxyType
-from typing import Any
 
 from gfscore.env import Env
 from gfscore.errors import Code, GfsError
@@ -30,11 +27,11 @@ from gfscore.metadata.transaction import Transaction
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.rpc.transport import CallContext
 from gfscore.server.master.calls import Calls
-from gfscore.server.master.fencing import Doubt, Fenced, Fencing
+from gfscore.server.master.fencing import Fenced, Fencing
 from gfscore.server.master.grants import GrantSigner
 from gfscore.server.master.leases import GrantedLease, LeaseBook
 from gfscore.server.master.locking import LEASES, Keys, Locks
-from gfscore.server.master.servers import Replicas, Servers, ServerState
+from gfscore.server.master.servers import Replicas, Servers
 from gfscore.server.master.sessions import Item, Sessions
 from gfscore.server.master.state import MasterState
 from gfscore.server.master.trash import refuse_in_trash
@@ -154,7 +151,7 @@ class Leasing:
             if not new_handle:
                 return self._unshare_unused(record, index, handle, list(request.avoid)), True
             policy = effective(self._state.tables, record.inode, self._defaults)
-            replicas = self._ordered(copy.servers, None, request.avoid)
+            replicas = self._servers.as_set(copy.best_first(request.avoid))
             record = load_file(self._state.tables, record.inode)
             return self.granted(record, index, new_handle, copy.version, replicas, policy, fresh=False), True
         lease = self._leases.find(handle)
@@ -188,7 +185,7 @@ class Leasing:
         """A chunk that was shared before its first use holds nothing to copy: this file gets a fresh one."""
         tx = self._state.begin()
         policy, replicas = self.place(tx, record.inode, avoid)
-        handle = replace_shared_chunk(tx, record.inode, index, shared)
+        handle = replace_shared_chunk(tx, record.inode, index, shared, copied=False)
         return self._commit_fresh(tx, record, index, handle, replicas, policy)
 
     def _replace_fresh(self, record: InodeRecord, index: int, failed: int, avoid: list[str]) -> GrantedLease:
@@ -196,7 +193,7 @@ class Leasing:
         policy, replicas = self.place(tx, record.inode, avoid)
         handle = replace_fresh_chunk(tx, record.inode, index, failed)
         lease = self._commit_fresh(tx, record, index, handle, replicas, policy)
-        self._leases.drop(failed)
+        self._leases.drop(failed, clean=True)
         self._servers.freed([failed])
         return lease
 
@@ -223,7 +220,8 @@ class Leasing:
             if chunk.version == 1 and await self._nobody_wrote(handle, fenced, length_known):
                 return self._replace_fresh(record, index, handle, list(request.avoid))
             raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} can be reached: is its chunkserver up?")
-        replicas = self._ordered(fenced.servers, lease, complaint | set(request.avoid), fenced.doubts)
+        former = lease.primary.id if lease is not None else ""
+        replicas = self._servers.as_set(fenced.best_first(complaint | set(request.avoid), former))
         policy = effective(self._state.tables, record.inode, self._defaults)
         record = load_file(self._state.tables, record.inode)
         kept = [server.id for server in replicas if server.id in complaint]
@@ -234,27 +232,8 @@ class Leasing:
 
         One member that never had the chunk is enough: what is acknowledged is on all, and by answering it has sworn
         never to create it. Every member has to say so where the file's length says that there may be data
-        (`length_known`); then a chunk of which no member is known, because this master has just started, is lost and
-        not unused. One that is damaged or stale somewhere has been used.
+        (`length_known`). One that is damaged or stale somewhere has been used.
         """
-        if handle in self._servers.stale:
-            return False
-        if fenced.missing and not length_known:
+        if fenced.missing and not length_known and handle not in self._servers.stale:
             return True
-        if length_known and not self._servers.locations.get(handle):
-            return False
-        return self._servers.heard_all and await self._fencing.nobody_has(handle, fenced.missing)
-
-    def _ordered(
-        self, servers: list[ServerState], lease: GrantedLease | None, complaints: Collection[str],
-        doubts: Mapping[str, Doubt] = MappingProxyType({}),
-    ) -> Replicas:  # fmt: skip
-        """The primary first: the others are made equal to it (rule 9), so it has to be one that has everything that was
-        acknowledged. Among equals the one before unless somebody complained, else one that nobody complained of."""
-        former = lease.primary.id if lease is not None else ""
-
-        def rank(server: ServerState) -> Any:
-            doubt = doubts.get(server.id, Doubt())
-            return doubt, server.id in complaints, server.id != former, server.load.recent_creations
-
-        return self._servers.as_set(sorted(servers, key=rank))
+        return await self._fencing.never_made(handle)

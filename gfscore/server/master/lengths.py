@@ -9,11 +9,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gfscore.env import Env
 from gfscore.errors import Code, GfsError
-from gfscore.metadata.chunks import drop_fresh_chunk, file_handles, find_chunk, handle_at, last_index, mapping_get
+from gfscore.metadata.chunks import (
+    drop_fresh_chunk,
+    enumerate_chunks,
+    find_chunk,
+    handle_at,
+    index_of,
+    last_index,
+    load_chunk,
+    mapping_get,
+)
 from gfscore.metadata.inodes import InodeRecord, load_file
 from gfscore.metadata.lengths import commit_length
 from gfscore.metadata.locks import inode_key
@@ -22,7 +31,8 @@ from gfscore.proto import gfs_pb2 as pb
 from gfscore.rpc.transport import CallContext
 from gfscore.server.master.calls import Calls
 from gfscore.server.master.chunk_calls import ChunkCalls, Length
-from gfscore.server.master.fencing import REPORT_WAIT_SECONDS, Fenced, Fencing
+from gfscore.server.master.equalizing import Equalizing
+from gfscore.server.master.fencing import REPORT_WAIT_SECONDS, Fencing
 from gfscore.server.master.leases import GrantedLease, LeaseBook
 from gfscore.server.master.locking import LEASES, Keys, Locks
 from gfscore.server.master.servers import Servers, ServerState
@@ -44,10 +54,19 @@ class _Open:
     leases: list[GrantedLease]
 
 
+class _Place(NamedTuple):
+    """A chunk of a file, at `place` (chunks from its start)."""
+
+    inode: int
+    place: int
+    handle: int
+
+
 class Lengths:
     def __init__(
         self, state: MasterState, env: Env, calls: Calls, locks: Locks, sessions: Sessions, servers: Servers,
-        leases: LeaseBook, fencing: Fencing, chunk_calls: ChunkCalls, chunk_size: int, lease_seconds: float,
+        leases: LeaseBook, fencing: Fencing, equalizing: Equalizing, chunk_calls: ChunkCalls, chunk_size: int,
+        lease_seconds: float,
     ) -> None:  # fmt: skip
         self._state = state
         self._env = env
@@ -57,8 +76,10 @@ class Lengths:
         self._servers = servers
         self._leases = leases
         self._fencing = fencing
+        self._equalizing = equalizing
         self._chunk_calls = chunk_calls
         self._chunk_size = chunk_size
+        self.unsettled: set[int] = set()  # files with a pending length that perhaps nobody writes any more
         # Until then a chunkserver that has not registered yet may hold a lease of the master before (rule 5).
         self._old_leases_until = env.clock.boottime() + lease_seconds * _DRIFT
 
@@ -82,9 +103,9 @@ class Lengths:
                 try:
                     counts = self._counts(length.inode, client)
                     nobody_left = length.release and self._leases.writers.remove(length.inode, client)
-                    # Of a file that was written before this master started, others may write on: the replicas are
-                    # asked when somebody wants to know.
-                    nobody_left = nobody_left and length.inode in self._leases.all_known
+                    if nobody_left and not self._is_settled(length.inode):
+                        self.unsettled.add(length.inode)
+                        nobody_left = False
                     commit_length(
                         tx,
                         length.inode,
@@ -108,6 +129,14 @@ class Lengths:
 
         return self._calls.quick(keys, operation)
 
+    def _is_settled(self, inode: int) -> bool:
+        """The length that the last writer commits is the truth.
+
+        Of a file that was written before this master started, others may write on; and where a lease broke, replicas
+        may differ: they are asked before anybody else is told the length.
+        """
+        return inode in self._leases.all_known and self._leases.is_clean(inode)
+
     def _take_back(self, tx: Transaction, inode: int, handle: int, client: int) -> None:
         """The first chunk, granted with the file and used by nobody: no replica of it was ever made.
 
@@ -115,7 +144,7 @@ class Lengths:
         """
         lease = self._leases.find(handle)
         if lease is not None and lease.fresh and lease.given <= {client} and drop_fresh_chunk(tx, inode, 0, handle):
-            self._leases.drop(handle)
+            self._leases.drop(handle, clean=True)
             self._servers.freed([handle])
 
     def _counts(self, inode: int, client: int) -> bool:
@@ -142,20 +171,36 @@ class Lengths:
                 await self.settle([inode])
 
     async def settle_abandoned(self, inodes: Iterable[int]) -> None:
-        """Their last writer is gone. What cannot be settled now is settled when somebody asks."""
+        """Their last writer is gone. What cannot be settled now is settled when somebody asks, or tried again later."""
         for inode in inodes:
+            self.unsettled.add(inode)
             try:
                 async with self._locks.hold(lambda inode=inode: ([LEASES], [inode_key(inode)])):  # type: ignore[misc]
                     if not self._leases.writers.writers(inode):
                         await self.settle([inode])
+                        self.unsettled.discard(inode)
             except GfsError as error:
+                if error.code is Code.STALE_INODE:
+                    self.unsettled.discard(inode)
                 log.info("event=length_not_settled inode=%d error=%r", inode, str(error))
 
-    async def settle(self, inodes: list[int]) -> None:
-        """End all leases on files whose length is pending, and make the state's lengths the truth.
+    async def drop_unused(self, inode: int, handle: int) -> None:
+        """Make a hole again of a chunk that no server has or will have, with the locks that it takes."""
+        async with self._locks.hold(lambda: ([LEASES], [inode_key(inode)])):
+            index = index_of(self._state.tables, inode, handle)
+            if index < 0 or self._leases.find(handle) is not None or not await self._fencing.never_made(handle):
+                return
+            tx = self._state.begin()
+            if drop_fresh_chunk(tx, inode, index, handle):
+                self._state.commit(tx)
+                self._servers.freed([handle])
+            self._leases.settled(handle)
 
-        Fresh chunks that nobody used become holes again. Raises NOT_READY when not enough replicas can be asked,
-        STALE_INODE; nothing is committed then.
+    async def settle(self, inodes: list[int]) -> None:
+        """End all leases on files whose length is pending, and make the state's lengths the truth: all replicas of
+        their chunks are equal then, and fresh chunks that nobody used are holes again.
+
+        Raises NOT_READY when not enough replicas can be asked, STALE_INODE; nothing is committed then.
         """
         files = [file for file in map(self._open, inodes) if file is not None]
         if not files:
@@ -166,28 +211,30 @@ class Lengths:
                 held.setdefault(lease.primary, []).append(lease.handle)
         lengths, silent = await self._chunk_calls.revoke(held) if held else ({}, set())
         unused = await self._unused(files, lengths, silent)
-        fenced = await self._fence(files, lengths)
-        for handle, result in fenced.items():
-            lengths[handle] = Length(result.version, result.length)
+        for lease in [lease for file in files for lease in file.leases]:
+            if lease.handle in lengths and (lengths[lease.handle].unequal or lease.broken):
+                del lengths[lease.handle]
+        revoked = set(lengths)
+        for file in files:
+            unused += await self._never_made(file, lengths)
+        await self._make_equal(files, lengths)
         await self._inspect([handle for file in files for _, handle in file.tail], lengths)
-        never_used = {file.inode: self._never_used(file, lengths) for file in files}
         dropped: list[int] = []
         tx = self._state.begin()
         now_ns = self._env.clock.wall_ns()
         for file in files:
             ends = [index * self._chunk_size + lengths[h].length for index, h in file.tail if lengths[h].length]
             commit_length(tx, file.inode, max(ends, default=0), now_ns=now_ns, release=True)
-            for lease in file.leases:
-                if lease.handle in unused and drop_fresh_chunk(tx, file.inode, lease.index, lease.handle):
-                    dropped.append(lease.handle)
-            for index, handle in never_used[file.inode]:
-                if drop_fresh_chunk(tx, file.inode, index, handle):
-                    dropped.append(handle)
+        for inode, index, handle in unused:
+            if drop_fresh_chunk(tx, inode, index, handle):
+                dropped.append(handle)
         self._state.commit(tx)
         self._servers.freed(dropped)
         for file in files:
             for lease in file.leases:
-                self._leases.drop(lease.handle)
+                self._leases.drop(lease.handle, clean=lease.handle in revoked)
+        for handle in dropped:
+            self._leases.settled(handle)
 
     def _open(self, inode: int) -> _Open | None:
         record = load_file(self._state.tables, inode)
@@ -206,64 +253,59 @@ class Lengths:
         handles = mapping_get(tables, record.inode, first, max(0, last - first + 1))
         return [(index, handle) for index, handle in enumerate(handles, first) if handle]
 
-    async def _unused(self, files: list[_Open], lengths: dict[int, Length], silent: set[ServerState]) -> set[int]:
+    async def _unused(self, files: list[_Open], lengths: dict[int, Length], silent: set[ServerState]) -> list[_Place]:
         """Fresh chunks that their primary has never seen; since the revocation it will not take their grants."""
         asked: dict[ServerState, list[int]] = {}
+        places: dict[int, _Place] = {}
         for file in files:
             for lease in file.leases:
                 if lease.fresh and lease.handle not in lengths and lease.primary not in silent:
                     asked.setdefault(lease.primary, []).append(lease.handle)
-        if not asked:
-            return set()
-        found = await self._chunk_calls.inspect(asked)
-        unused = {
-            handle for handle, items in found.items() if all(item.error == Code.UNKNOWN_CHUNK for _, item in items)
-        }
-        lengths.update((handle, Length(1, 0)) for handle in unused)
+                    places[lease.handle] = _Place(file.inode, lease.index, lease.handle)
+        found = await self._chunk_calls.inspect(asked) if asked else {}
+        unused = [
+            places[handle] for handle, items in found.items() if all(i.error == Code.UNKNOWN_CHUNK for _, i in items)
+        ]
+        lengths.update((place.handle, Length(1, 0)) for place in unused)
         return unused
 
-    def _never_used(self, file: _Open, lengths: dict[int, Length]) -> list[tuple[int, int]]:
-        """(index, handle) of chunks that were granted before a restart of this master and that no server has.
+    async def _never_made(self, file: _Open, lengths: dict[int, Length]) -> list[_Place]:
+        """Chunks whose lease is over, or was given by the master before, and of which no server has a replica."""
+        found = []
+        for index, handle in enumerate_chunks(self._state.tables, file.inode):
+            if handle in lengths or load_chunk(self._state.tables, handle).used:
+                continue
+            if self._leases.find(handle) is None and await self._fencing.never_made(handle):
+                found.append(_Place(file.inode, index, handle))
+                lengths[handle] = Length(1, 0)
+        return found
 
-        Only behind the committed length: there nothing was acknowledged but by servers that would say so, and the
-        grants hang on sessions with the master before. In front of it a chunk that nobody has is lost, not unused.
-        """
-        if not self._servers.heard_all:
-            return []
-        size = load_file(self._state.tables, file.inode).size
-        leased = {lease.handle for lease in file.leases}
-        return [
-            (index, handle)
-            for index, handle in file.tail
-            if index * self._chunk_size >= size
-            and handle not in leased
-            and not lengths[handle].length
-            and not self._servers.locations.get(handle)
-            and handle not in self._servers.stale
-        ]
-
-    async def _fence(self, files: list[_Open], lengths: dict[int, Length]) -> dict[int, Fenced]:
-        """Raise the version of each chunk on which somebody may still hold a lease that was not revoked."""
-        handles = []
+    async def _make_equal(self, files: list[_Open], lengths: dict[int, Length]) -> None:
+        """End every lease that was not revoked and may still be alive, and make equal what may differ."""
+        handles: set[int] = set()
+        unsure: list[int] = []
         for file in files:
-            for lease in file.leases:
-                # Its primary did not answer, or has not used the lease yet and would still take the grant.
-                if lease.handle not in lengths:
-                    handles.append(lease.handle)
-        if self.old_leases_possible:
-            leased = {lease.handle for file in files for lease in file.leases}
-            for file in files:
-                for handle in file_handles(self._state.tables, load_file(self._state.tables, file.inode)):
-                    chunk = find_chunk(self._state.tables, handle)
-                    if chunk is not None and chunk.references == 1 and handle not in leased:
-                        handles.append(handle)
+            # Its primary did not answer, or has not used the lease yet and would still take the grant.
+            handles.update(lease.handle for lease in file.leases)
+            handles.update(self._leases.unclean_of(file.inode))
+            if file.inode not in self._leases.all_known:
+                every = [handle for _, handle in enumerate_chunks(self._state.tables, file.inode)]
+                if self.old_leases_possible:
+                    handles.update(handle for handle in every if not self._is_shared(handle))
+                else:
+                    unsure += every
+        handles.update(await self._equalizing.differing([handle for handle in unsure if handle not in lengths]))
+        handles.difference_update(lengths)
         if not handles:
-            return {}
-        fenced = await self._fencing.fence(handles)
-        for handle, result in fenced.items():
-            if not result.servers:
+            return
+        for handle, result in (await self._equalizing.make_equal(sorted(handles))).items():
+            if not result.equal and find_chunk(self._state.tables, handle) is not None:
                 raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} can be reached: is its server up?")
-        return fenced
+            lengths[handle] = Length(result.version, result.length)
+
+    def _is_shared(self, handle: int) -> bool:
+        chunk = find_chunk(self._state.tables, handle)
+        return chunk is None or chunk.references > 1
 
     @property
     def old_leases_possible(self) -> bool:
@@ -284,21 +326,12 @@ class Lengths:
         found = await self._chunk_calls.inspect(by_server)
         for handle in unasked:
             chunk = find_chunk(tables, handle)
-            answers = found.get(handle, ())
-            items = [item for _, item in answers]
-            missing = [server.id for server, item in answers if item.error == Code.UNKNOWN_CHUNK]
+            items = [item for _, item in found.get(handle, ())]
             version = chunk.version if chunk is not None else 0
             good = [item.length for item in items if not item.error and item.version == version]
             if good:
                 lengths[handle] = Length(version, max(good))
-            elif len(missing) == len(items) and self._unwritten(handle) and await self._fencing.nobody_has(
-                handle, missing
-            ):  # who does not answer may have it
+            elif await self._fencing.never_made(handle):
                 lengths[handle] = Length(1, 0)
             else:
                 raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} can be reached: is its server up?")
-
-    def _unwritten(self, handle: int) -> bool:
-        """A chunk that nobody may ever have written to: granted once, and all servers are known."""
-        chunk = find_chunk(self._state.tables, handle)
-        return chunk is not None and chunk.version == 1 and self._servers.heard_all

@@ -9,7 +9,7 @@ import logging
 
 from gfscore.env import Env
 from gfscore.errors import GfsError
-from gfscore.metadata.chunks import find_chunk, raise_version
+from gfscore.metadata.chunks import find_chunk, mark_used, raise_version
 from gfscore.metadata.lengths import commit_length
 from gfscore.metadata.transaction import CLOCK, counter
 from gfscore.proto import gfs_pb2 as pb
@@ -34,12 +34,14 @@ class Reports:
         self._env = env
         self._chunk_size = chunk_size
         self._stale_todo: list[int] = []
+        self._first_seen: list[int] = []
 
     def heartbeat(self, request: pb.HeartbeatRequest) -> pb.HeartbeatReply:
         """Take in one heartbeat. Raises UNKNOWN_SESSION."""
         server = self._servers.of_heartbeat(request)
         for report in request.report:
             self._judge(server, report)
+        self._note_used()
         for report, failed_id in zip(request.failed, request.failed_servers, strict=False):
             self._failed(report, failed_id)
         for report in request.released:
@@ -66,10 +68,20 @@ class Reports:
             self._corrupt(server, handle)
         elif version == chunk.version:
             servers.add_replica(handle, server)
+            if not chunk.used:
+                self._first_seen.append(handle)
         elif version < chunk.version:
             servers.remove_replica(handle, server.id, version)
         else:
             self._adopt(server, handle, version)
+
+    def _note_used(self) -> None:
+        """Logged: after a restart too, a chunk of which no replica is left is known to be lost, and not unused."""
+        if self._first_seen:
+            tx = self._state.begin()
+            mark_used(tx, self._first_seen)
+            self._state.commit(tx)
+            self._first_seen.clear()
 
     def _corrupt(self, server: ServerState, handle: int) -> None:
         """A replica that is damaged: not read from, in no new set, and deleted only when another is there [00127]."""
@@ -77,6 +89,7 @@ class Reports:
             return
         log.warning("event=corrupt_replica chunk=%016x server=%s", handle, server.id)
         self._servers.remove_replica(handle, server.id, CORRUPT)
+        self._first_seen.append(handle)
         lease = self._leases.find(handle)
         if lease is not None and any(member.id == server.id for member in lease.replicas):
             lease.broken = True  # above all when it is the primary: the next grant is another one's
@@ -113,7 +126,7 @@ class Reports:
         lease = self._leases.find(report.handle)
         if lease is None or lease.primary is not server or lease.version != report.version:
             return
-        self._leases.drop(report.handle)
+        self._leases.drop(report.handle, clean=True)
         tx = self._state.begin()
         try:
             last = not self._leases.of_inode(lease.inode) and lease.inode in self._leases.all_known

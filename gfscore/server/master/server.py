@@ -21,6 +21,7 @@ from gfscore.server.master.cloning import Cloning
 from gfscore.server.master.config import MasterConfig
 from gfscore.server.master.data import Data
 from gfscore.server.master.drain import Drain
+from gfscore.server.master.equalizing import Equalizing
 from gfscore.server.master.fencing import Fencing
 from gfscore.server.master.grants import GrantSigner
 from gfscore.server.master.leases import LeaseBook
@@ -34,6 +35,7 @@ from gfscore.server.master.reports import Reports
 from gfscore.server.master.safe_mode import SafeMode
 from gfscore.server.master.servers import Servers
 from gfscore.server.master.sessions import Sessions
+from gfscore.server.master.settling import Settling
 from gfscore.server.master.snapshots import Snapshots
 from gfscore.server.master.state import MasterState, open_state, secret_of
 from gfscore.server.master.trash import Trash
@@ -61,14 +63,18 @@ class Master:
         chunk_calls = ChunkCalls(servers)
         fencing = Fencing(state, servers, leases, chunk_calls)
         self._reports = Reports(state, servers, leases, env, chunk_size)
+        signer = GrantSigner(secret_of(state), chunk_size)
+        equalizing = Equalizing(state, servers, leases, fencing, chunk_calls, signer, defaults)
         self._lengths = Lengths(
-            state, env, calls, locks, sessions, servers, leases, fencing, chunk_calls, chunk_size,
+            state, env, calls, locks, sessions, servers, leases, fencing, equalizing, chunk_calls, chunk_size,
             config.lease_seconds,
         )  # fmt: skip
+        self._settling = Settling(
+            state, env, servers, leases, self._lengths, equalizing, config.lease_seconds, config.heartbeat_seconds
+        )
         self._leasing = Leasing(
-            state, env, calls, locks, sessions, servers, leases, fencing,
-            GrantSigner(secret_of(state), chunk_size), defaults, chunk_size,
-        )  # fmt: skip
+            state, env, calls, locks, sessions, servers, leases, fencing, signer, defaults, chunk_size
+        )
         self._data = Data(state, calls, locks, sessions, servers, leases, self._lengths)
         self._namespace = Namespace(state, env, calls, sessions, servers, leases, self._leasing, self._data)
         self._removing = Removing(state, env, calls, locks, sessions, servers, leases, defaults)
@@ -148,6 +154,10 @@ class Master:
         """Until cancelled: keep every chunk at its goal."""
         await self._repair.run()
 
+    async def settle(self) -> None:
+        """Until cancelled: settle what nobody asks for."""
+        await self._settling.run()
+
     async def look_after_sessions(self) -> None:
         """Until cancelled: end what was not heard of for too long, and tidy up behind it."""
         clock = self._env.clock
@@ -209,6 +219,7 @@ async def _serve(
             task_status.started((port, stream_port))
             nursery.start_soon(master.look_after_trash)
             nursery.start_soon(master.repair)
+            nursery.start_soon(master.settle)
             await master.look_after_sessions()
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _STOP_SECONDS):

@@ -1,0 +1,87 @@
+"""Making the replicas of chunks equal that nobody writes to: what an ended lease left half done (rules 6, 8, 9).
+
+A mutation may have reached some replicas only when its primary or its client died. Nobody was told that it is there, so
+any of the replicas is as good as another; but they have to agree, or a file says something else at every read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import trio
+
+from gfscore.metadata.chunks import find_chunk
+from gfscore.metadata.policies import Policy
+from gfscore.server.master.chunk_calls import ChunkCalls
+from gfscore.server.master.fencing import Fenced, Fencing
+from gfscore.server.master.grants import GrantSigner
+from gfscore.server.master.leases import LeaseBook
+from gfscore.server.master.servers import Servers, ServerState
+from gfscore.server.master.state import MasterState
+
+_TRIES = 2  # the second without the server that failed in the first
+_AT_ONCE_MAX = 16
+
+
+class Equalizing:
+    def __init__(
+        self, state: MasterState, servers: Servers, leases: LeaseBook, fencing: Fencing, calls: ChunkCalls,
+        signer: GrantSigner, defaults: Policy,
+    ) -> None:  # fmt: skip
+        self._state = state
+        self._servers = servers
+        self._leases = leases
+        self._fencing = fencing
+        self._calls = calls
+        self._signer = signer
+        self._defaults = defaults
+        self._at_once = trio.CapacityLimiter(_AT_ONCE_MAX)
+
+    async def make_equal(self, handles: Collection[int], *, unless_leased: bool = False) -> dict[int, Fenced]:
+        """A new version of each chunk, with equal contents everywhere; all leases on them are over.
+
+        In the result `servers` is empty where no replica answered, and `equal` says whether it worked. `unless_leased`:
+        chunks on which somebody has got a lease meanwhile are left alone, and not in the result.
+        """
+        results: dict[int, Fenced] = {}
+        async with self._fencing.exclusive(handles):
+            todo = [handle for handle in handles if not (unless_leased and self._leases.find(handle) is not None)]
+            for _ in range(_TRIES):
+                results.update(await self._fencing.fence_held(todo))
+                todo = [handle for handle in todo if results[handle].servers and not results[handle].equal]
+                async with trio.open_nursery() as nursery:
+                    for handle in todo:
+                        nursery.start_soon(self._reconcile, handle, results[handle])
+                todo = [handle for handle in todo if not results[handle].equal]
+                if not todo:
+                    break
+        return results
+
+    async def _reconcile(self, handle: int, fenced: Fenced) -> None:
+        servers = fenced.best_first()
+        grant = self._signer.sign(
+            handle, fenced.version, servers[0].id, servers[0].epoch, [server.message for server in servers],
+            self._defaults, fresh=False, length_floor=0,
+        )  # fmt: skip
+        async with self._at_once:
+            await self._state.flushed()  # nobody may use a version that could be forgotten
+            length = await self._calls.reconcile(servers[0], grant)
+        if length is not None:
+            fenced.length, fenced.equal = length, True
+            self._leases.settled(handle)
+
+    async def differing(self, handles: Collection[int]) -> list[int]:
+        """Of these chunks, those whose replicas have different contents, as far as they answer."""
+        by_server: dict[ServerState, list[int]] = {}
+        for handle in handles:
+            servers = self._servers.replicas(handle)
+            for server in servers if len(servers) > 1 else ():
+                by_server.setdefault(server, []).append(handle)
+        found = await self._calls.inspect(by_server, digest=True)
+        differing = []
+        for handle in handles:
+            chunk = find_chunk(self._state.tables, handle)
+            answers = [item for _, item in found.get(handle, ()) if not item.error]
+            if chunk is not None and len({item.digest for item in answers if item.version == chunk.version}) > 1:
+                differing.append(handle)
+        return differing

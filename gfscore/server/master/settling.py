@@ -1,0 +1,105 @@
+"""Looks after what nobody asks for: files whose writers are gone, and chunks that an ended lease left unclean.
+
+Whoever wants to know a length or to write gets it settled at once, by `lengths` and `leasing`. Without this, what
+nobody wants for a month would differ between its replicas for a month.
+"""
+
+from __future__ import annotations
+
+import logging
+from itertools import islice
+
+import trio
+
+from gfscore.env import Env
+from gfscore.errors import Code, GfsError
+from gfscore.metadata.chunks import find_chunk
+from gfscore.metadata.inodes import PENDING_BIT
+from gfscore.metadata.keys import unpack8
+from gfscore.metadata.tables import INODES
+from gfscore.server.master.equalizing import Equalizing
+from gfscore.server.master.leases import LeaseBook
+from gfscore.server.master.lengths import Lengths
+from gfscore.server.master.servers import Servers
+from gfscore.server.master.state import MasterState
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE_MAX = 64  # chunks in one go
+_LOOKED_AT_ONCE = 1000  # inodes
+_RETRY_SECONDS = 10.0
+
+
+class Settling:
+    def __init__(
+        self, state: MasterState, env: Env, servers: Servers, leases: LeaseBook, lengths: Lengths,
+        equalizing: Equalizing, lease_seconds: float, heartbeat_seconds: float,
+    ) -> None:  # fmt: skip
+        self._state = state
+        self._env = env
+        self._servers = servers
+        self._leases = leases
+        self._lengths = lengths
+        self._equalizing = equalizing
+        self._patience = lease_seconds  # a writer that lives asks for its next lease before
+        self._beat = heartbeat_seconds
+        self._due: dict[int, float] = {}  # handle → boottime
+        self._files_due: dict[int, float] = {}  # inode → boottime
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        await self._find_pending()
+        while True:
+            await self._env.clock.sleep(self._beat)
+            if not self._lengths.old_leases_possible:
+                await self._settle_chunks()
+                await self._settle_files()
+
+    async def _find_pending(self) -> None:
+        """Files that were being written when the master before ended. In slices; the state changes meanwhile."""
+        start: bytes | None = b""
+        while start is not None:
+            rows = list(islice(self._state.tables.range(INODES, start, None), _LOOKED_AT_ONCE))
+            self._lengths.unsettled.update(unpack8(key) for key, raw in rows if raw[2] & PENDING_BIT)
+            start = rows[-1][0] + b"\0" if len(rows) == _LOOKED_AT_ONCE else None
+            await trio.lowlevel.checkpoint()
+
+    async def _settle_chunks(self) -> None:
+        now = self._env.clock.boottime()
+        unclean = self._leases.unclean
+        self._due = {handle: self._due.get(handle, now + self._patience) for handle in unclean}
+        ready = [handle for handle, due in self._due.items() if due <= now and self._is_free(handle)]
+        ready = ready[:_AT_ONCE_MAX]
+        self._due.update(dict.fromkeys(ready, now + _RETRY_SECONDS))
+        for handle in [handle for handle in ready if find_chunk(self._state.tables, handle) is None]:
+            self._leases.settled(handle)
+            ready.remove(handle)
+        if not ready:
+            return
+        for handle, result in (await self._equalizing.make_equal(ready, unless_leased=True)).items():
+            inode = unclean.get(handle)
+            if not result.servers and inode is not None:
+                await self._give_up(inode, handle)
+
+    def _is_free(self, handle: int) -> bool:
+        """Nobody has a lease on it, and nobody is missing who may come back with its replica as it is."""
+        if self._leases.find(handle) is not None:
+            return False
+        current = [self._servers.by_id.get(server.id) for server in self._servers.locations.get(handle, ())]
+        return all(server is None or not server.gone or not self._servers.counts(server) for server in current)
+
+    async def _give_up(self, inode: int, handle: int) -> None:
+        try:
+            await self._lengths.drop_unused(inode, handle)
+        except GfsError as error:
+            if error.code is not Code.STALE_INODE:
+                log.info("event=chunk_not_settled chunk=%016x error=%r", handle, str(error))
+
+    async def _settle_files(self) -> None:
+        now = self._env.clock.boottime()
+        unsettled = self._lengths.unsettled
+        self._files_due = {inode: self._files_due.get(inode, now + self._patience) for inode in unsettled}
+        ready = [inode for inode, due in self._files_due.items() if due <= now]
+        self._files_due.update(dict.fromkeys(ready, now + _RETRY_SECONDS))
+        for inode in ready:
+            await self._lengths.settle_abandoned([inode])

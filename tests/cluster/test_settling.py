@@ -1,0 +1,135 @@
+"""What dead writers and dead primaries leave behind is put right, though nobody asks for the file."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+from memory_cluster import CHUNK_BYTES, MemoryCluster, memory_cluster
+from test_memory_fsck import QUIET, fsck, host_of, replica_path
+
+from gfscore.client import ROOT_INODE, AttrChanges, Client
+from gfscore.client.paths import Paths
+from gfscore.ids import BLOCK_BYTES
+
+LEASE = {"lease_seconds": 5.0}
+SETTLED_SECONDS = 60.0
+
+
+async def all_is_well(client: Client, seconds: float = SETTLED_SECONDS) -> None:
+    problems = None
+    with trio.move_on_after(seconds):
+        while (problems := (await fsck(client)).problems) or (await client.status())["chunks"]["lost"]:
+            await trio.sleep(1)
+        return
+    raise AssertionError(f"still not well: {problems}")
+
+
+async def leave_unequal(cluster: MemoryCluster, client: Client, path: str) -> str:
+    """The writer dies, and so does the primary, before what it had applied came to the others; which one it is."""
+    file = await client.open((await Paths(client).stat(path)).inode, write=True)
+    await file.write(0, b"w" * 3 * BLOCK_BYTES)
+    await file.flush()
+    chunk = (await client.file_info(file.inode))["chunks"][0]
+    primary = await host_of(client, chunk["primary"])
+    name = await replica_path(client, path)
+    older = cluster.disks[primary].contents(name)
+    await file.write(BLOCK_BYTES, b"half done")
+    await file.flush()
+    cluster.network.crash("client")
+    cluster.network.disconnect("client", "master")
+    await cluster.kill(primary)
+    cluster.disks[primary].put(name, older)
+    return primary
+
+
+@pytest.mark.parametrize("master_dies", [False, True])
+async def test_a_mutation_that_was_half_done_when_writer_and_primary_died(
+    master_dies: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with (
+        memory_cluster(server_options=QUIET, **LEASE) as cluster,
+        cluster.client("observer", caching=False) as observer,
+        cluster.client() as client,
+    ):
+        await Paths(client, 1, 1).write("/f", b"")
+        primary = await leave_unequal(cluster, client, "/f")
+        if master_dies:
+            await cluster.restart("master")
+        await cluster.start(primary)
+        await all_is_well(observer)
+        assert not (await Paths(observer).stat("/f")).length_pending
+        name = await replica_path(observer, "/f")
+        assert len({cluster.disks[host].contents(name)[4096:] for host in cluster.names}) == 1
+        cluster.network.reconnect("client", "master")
+
+
+async def test_a_closed_file_is_settled_too(autojump_clock: trio.testing.MockClock) -> None:
+    """The writer closed its file and is well; only then did the primary die, with a lease that nobody used."""
+    async with memory_cluster(server_options=QUIET, **LEASE) as cluster, cluster.client(caching=False) as client:
+        paths = Paths(client, 1, 1)
+        await paths.write("/f", b"w" * 3 * BLOCK_BYTES)
+        chunk = (await client.file_info((await paths.stat("/f")).inode))["chunks"][0]
+        primary, name = await host_of(client, chunk["primary"]), await replica_path(client, "/f")
+        older = cluster.disks[primary].contents(name)
+        await paths.write("/f", b"half done", BLOCK_BYTES)
+        await cluster.kill(primary)
+        cluster.disks[primary].put(name, older)
+        await cluster.start(primary)
+        await all_is_well(client)
+
+
+@pytest.mark.parametrize("restarted", [(), ("master",), ("cs1",), ("master", "cs1", "cs2", "cs3")])
+async def test_a_chunk_inside_the_file_that_its_writer_never_wrote_is_a_hole(
+    restarted: tuple[str, ...], autojump_clock: trio.testing.MockClock
+) -> None:
+    """It once counted as lost for ever: the length, set by a truncation, reaches over it."""
+    async with (
+        memory_cluster(server_options=QUIET, **LEASE) as cluster,
+        cluster.client("observer", caching=False) as observer,
+        cluster.client() as client,
+    ):
+        paths = Paths(client, 1, 1)
+        await paths.write("/f", b"begin")
+        inode = (await paths.stat("/f")).inode
+        await client.setattr(inode, AttrChanges(size=4 * CHUNK_BYTES))
+        await client.open(inode, write=True)
+        for index in (1, 2):
+            await client._chunks.grant(inode, index, None)
+        cluster.network.crash("client")
+        cluster.network.disconnect("client", "master")
+        for name in restarted:
+            await cluster.restart(name)
+        await all_is_well(observer)
+        await trio.sleep(SETTLED_SECONDS)
+        chunks = (await observer.file_info(inode))["chunks"]
+        assert [chunk["index"] for chunk in chunks if int(chunk["handle"], 16)] == [0]
+        assert await Paths(observer).read("/f") == b"begin".ljust(4 * CHUNK_BYTES, b"\0")
+        cluster.network.reconnect("client", "master")
+
+
+async def test_a_chunk_that_was_used_and_is_gone_everywhere_is_lost_and_no_hole(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with (
+        memory_cluster(server_options=QUIET, **LEASE) as cluster,
+        cluster.client("observer", caching=False) as observer,
+        cluster.client() as client,
+    ):
+        _, file = await client.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        await file.write(0, b"data")
+        await file.flush()
+        await trio.sleep(3)
+        name = await replica_path(client, "/f")
+        cluster.network.crash("client")
+        cluster.network.disconnect("client", "master")
+        for host in ("master", *cluster.names):
+            await cluster.kill(host)
+        for host in cluster.names:
+            cluster.disks[host].unlink(name)
+        for host in ("master", *cluster.names):
+            await cluster.start(host)
+        await trio.sleep(SETTLED_SECONDS)
+        assert (await observer.status())["chunks"]["lost"] == 1
+        assert [problem.kind for problem in (await fsck(observer)).problems] == ["lost"]
+        cluster.network.reconnect("client", "master")
