@@ -92,15 +92,11 @@ def check_chunks(tables: Tables, replicas: Replicas, rotten: set[tuple[str, int]
 
 
 def check_goals(tables: Tables, replicas: Replicas, servers: int) -> list[str]:
-    """Every chunk that anybody has is there as often as it should be, whole and of the recorded version.
-
-    Not those still at their first version: the master takes the servers of a fresh grant for its replicas, also where a
-    write that was never acknowledged reached only some of them, until the next lease.
-    """
+    """Every chunk that anybody has is there as often as it should be, whole and of the recorded version."""
     problems = []
     for handle, record in chunk_records(tables).items():
         good = {copy.server for copy in _current(tables, replicas, handle)}
-        if record.version > 1 and replicas.get(handle) and len(good) < min(record.goal, servers):
+        if replicas.get(handle) and len(good) < min(record.goal, servers):
             problems.append(f"chunk {handle:016x} should have {record.goal} replicas and has {sorted(good)}")
     return problems
 
