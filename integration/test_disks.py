@@ -15,7 +15,6 @@ from roles import role_cluster
 MIB = 1024 * 1024
 FILES_MAX = 400
 AGAIN_SECONDS = 60.0
-not_yet = pytest.mark.skip(reason="full and failing disks are not answered as they should be yet")
 
 
 @pytest.fixture
@@ -48,7 +47,6 @@ def works(path: Path) -> bool:
     return path.read_bytes() == b"works again"
 
 
-@not_yet
 @pytest.mark.usefixtures("loop_disks")
 def test_a_full_chunkserver_is_enospc_and_frees_itself(tmp_path: Path) -> None:
     root = tmp_path / "var"
@@ -83,7 +81,6 @@ def test_one_full_chunkserver_of_four_is_noticed_by_nobody(tmp_path: Path) -> No
         assert cluster.running("cs1")
 
 
-@not_yet
 @pytest.mark.usefixtures("loop_disks")
 def test_a_full_master_is_enospc_and_recovers(tmp_path: Path) -> None:
     root = tmp_path / "var"
@@ -109,7 +106,6 @@ def test_a_full_master_is_enospc_and_recovers(tmp_path: Path) -> None:
         assert len(os.listdir(mount)) == number + 2
 
 
-@not_yet
 def test_a_chunkserver_whose_disk_returns_errors_is_noticed_by_nobody(tmp_path: Path) -> None:
     if reason := missing_faulty(tmp_path):
         pytest.skip(reason)
