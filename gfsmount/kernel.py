@@ -4,6 +4,7 @@ the mount itself, so that nothing here waits for the driver that calls it.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 _BDI = Path("/sys/class/bdi")
 _NOTIFY_INC_EPOCH = 8  # FUSE_NOTIFY_INC_EPOCH, kernel 6.16: every cached name is looked up anew
+_MNT_FORCE, _MNT_DETACH = 1, 2
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
@@ -81,6 +83,16 @@ def unmount(mountpoint: str, *, lazy: bool = False, timeout_seconds: float = 10.
         log.warning("event=unmount_failed mountpoint=%s error=%r", mountpoint, str(error))
         return False
     return done.returncode == 0
+
+
+def clear(mountpoint: str) -> bool:
+    """Take away a mount whose driver is dead, and end its connection. True when that was allowed: root may.
+
+    A driver that was killed while it told the kernel to forget something may wait there for a program's request, which
+    waits for the driver: neither ends before the connection does.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    return libc.umount2(os.fsencode(mountpoint), _MNT_FORCE | _MNT_DETACH) == 0
 
 
 def abort(minor: int) -> bool:

@@ -87,7 +87,9 @@ def check_mountpoint(path: str) -> None:
         raise GfsError(Code.NOT_FOUND, f"the mountpoint {path} does not exist: mkdir -p {path}") from None
     except OSError as error:
         if error.errno == errno.ENOTCONN:
-            raise GfsError(Code.BUSY, f"a dead mount is at {path}: fusermount3 -uz {path}") from None
+            raise GfsError(
+                Code.BUSY, f"a dead mount is at {path}: fusermount3 -uz {path}, or as root umount -fl {path}"
+            ) from None
         raise GfsError(Code.INVALID, f"the mountpoint {path} cannot be used: {error.strerror}") from None
     if not stat.S_ISDIR(status.st_mode):
         raise GfsError(Code.NOT_DIRECTORY, f"the mountpoint {path} is not a directory")

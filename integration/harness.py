@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from gfsmount import kernel
+
 GFS = Path(sys.executable).parent / "gfs"
 COMMAND_SECONDS = 120
 
@@ -125,7 +127,9 @@ def take_down(where: Path) -> None:
         return
     mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     device = next(fields[2] for fields in mounts if fields[4] == str(where))
-    subprocess.run(["fusermount3", "-uz", str(where)], timeout=20, check=False)
+    kernel.clear(str(where))
+    if is_mounted(where):  # not root
+        subprocess.run(["fusermount3", "-uz", str(where)], timeout=20, check=False)
     with contextlib.suppress(OSError):  # gone already, or the control file system is not mounted
         Path(f"/sys/fs/fuse/connections/{device.split(':')[1]}/abort").write_text("1")
 

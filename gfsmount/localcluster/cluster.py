@@ -248,14 +248,16 @@ class LocalCluster:
             )
 
     def _clear_dead_mount(self, mount: MountSpec) -> None:
-        processes.stop(self.layout, mount.name, _STOP_SECONDS)  # it may run, with its mount taken away
         entry = mounts.mounted_at(mount.mountpoint)
+        if entry is not None:
+            kernel.clear(mount.mountpoint)
+        processes.stop(self.layout, mount.name, _STOP_SECONDS)  # it may run, with its mount taken away
         if entry is not None and not mounts.unmount(mount.mountpoint, lazy=True):
             kernel.abort(entry.minor)
             if not mounts.unmount(mount.mountpoint, lazy=True):
                 raise GfsError(
                     Code.BUSY,
-                    f"cannot take down the dead mount at {mount.mountpoint}: sudo umount -l {mount.mountpoint}",
+                    f"cannot take down the dead mount at {mount.mountpoint}: sudo umount -fl {mount.mountpoint}",
                 )
 
     def _stop_mount(self, mount: MountSpec) -> None:

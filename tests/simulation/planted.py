@@ -29,7 +29,12 @@ import gfscore.server.master.reports as reports
 import gfscore.server.master.servers as servers
 import gfscore.server.master.sessions as sessions
 import gfscore.server.master.state as state
+import gfscore.storage.chunk_overwrite as chunk_overwrite
 import gfscore.storage.chunk_read as chunk_read
+import gfscore.storage.log_segment as log_segment
+import gfscore.storage.operation_log as operation_log
+from gfscore.checksum import crc32c
+from gfscore.ids import BLOCK_BYTES
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,26 @@ def checksums_not_verified() -> AbstractContextManager[None]:
     return _patched((chunk_read, "first_bad_block", lambda *args: None))
 
 
+@_planted("rot")
+def checksum_computed_after_corruption() -> AbstractContextManager[None]:
+    """A block that does not verify gets a new checksum when a part of it is overwritten [00130]."""
+    plan = chunk_overwrite.plan
+
+    def vouching(live: Any, extents: Any, checksums: Any) -> Any:
+        try:
+            return plan(live, extents, checksums)
+        except chunk_overwrite.BadBlock as bad:
+            if (bad.block + 1) * BLOCK_BYTES > live.state.committed[0]:
+                raise  # the checksum of the last, partial block is elsewhere
+            content = memoryview(bytearray(BLOCK_BYTES))
+            chunk_read.fetch(live, content, bad.block * BLOCK_BYTES)
+            change = chunk_overwrite.BlockChange(bad.block, BLOCK_BYTES, crc32c(content))
+            chunk_overwrite._change_table(live, [change])
+            return vouching(live, extents, checksums)
+
+    return _patched((chunk_overwrite, "plan", vouching))
+
+
 @_planted("kills")
 def reference_count_off_by_one() -> AbstractContextManager[None]:
     share = snapshot._Copier._share
@@ -180,6 +205,15 @@ def stale_replica_joins() -> AbstractContextManager[None]:
         return await prepare(self, handle, version, min(replica.chunk.version, version - 1), truncate)
 
     return _patched((reports.Reports, "_judge", believed), (replicas.ReplicaTable, "prepare", any_version))
+
+
+@_planted("rot")
+def torn_tail_accepted_in_the_middle() -> AbstractContextManager[None]:
+    def trusting(segment: Any, path: str, *, last: bool) -> Any:
+        found = log_segment._verified_prefix(segment.blocks.stream, segment.header.first_lsn)
+        return found._replace(torn=True, sealed=False) if last else found
+
+    return _patched((operation_log, "scan", trusting))
 
 
 @_planted("kills", "everything", "restarts")

@@ -77,6 +77,7 @@ class _Simulation:
         if not await world.all_up(HEAL_SECONDS):
             raise GfsError(Code.TIMED_OUT, "the cluster did not come up")
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._give_up, nursery.cancel_scope)
             async with world.client("setup") as (client, _):
                 await self.load.prepare(client)
             names = [f"client{number}" for number in range(_CLIENTS)]
@@ -92,6 +93,10 @@ class _Simulation:
                 self.problems.append("a client did not come to its end")
             await self._judge()
             nursery.cancel_scope.cancel()
+
+    async def _give_up(self, scope: trio.CancelScope) -> None:
+        await self.world.pointless.wait()
+        scope.cancel()
 
     async def _disturb(self) -> None:
         """Faults beside the load, both for a limited time; then nothing is broken any more."""

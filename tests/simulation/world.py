@@ -51,6 +51,7 @@ class _KnownMaster(master_module.Master):
     def __init__(self, config: MasterConfig, env: Any, state: Any, nursery: trio.Nursery) -> None:
         super().__init__(config, env, state, nursery)
         env.clock._process.master = self
+        self.began_with = state.applied  # lsn
 
 
 class World:
@@ -63,6 +64,7 @@ class World:
         self.nodes = ["master", *self.servers]
         self.replication = replication
         self.problems: list[str] = []  # promises broken so far
+        self.pointless = trio.Event()  # so much is broken that going on shows nothing
         self.processes: dict[str, Process] = {}
         self.network = Network(Random(self.random.random()), self.note, nursery)
         self.machines = {name: Machine(name, Random(self.random.random()), MemoryDisk()) for name in self.nodes}
@@ -76,7 +78,9 @@ class World:
             self._may_run[name] = trio.Event()
             self._may_run[name].set()
             nursery.start_soon(self._keep_running, name)
-        nursery.start_soon(self._watch_sessions)
+        self._former_master: Any = None
+        self._durable_lsn = 0  # of the records that a master is known to have had on its disk
+        nursery.start_soon(self._watch)
 
     # ------------------------------------------------------------ the history
 
@@ -224,24 +228,35 @@ class World:
 
     # ------------------------------------------------------------ what must hold at every moment
 
-    async def _watch_sessions(self) -> None:
-        """A session that the master has given up must have ended at its chunkserver before (rule 4)."""
+    async def _watch(self) -> None:
         while True:
             await trio.sleep(0.25)
-            master = self.processes.get("master")
-            if master is None or master.dead or master.master is None:
+            process = self.processes.get("master")
+            if process is not None and not process.dead and process.master is not None:
+                self._check_log(process.master)
+                self._check_sessions(process.master)
+
+    def _check_log(self, master: Any) -> None:
+        """No master begins without a record that the one before had on its disk (rule 19)."""
+        if master is not self._former_master and master.began_with < self._durable_lsn:
+            self.problem(f"the master serves with {master.began_with} records, {self._durable_lsn} were on its disk")
+            self.pointless.set()
+        self._former_master = master
+        self._durable_lsn = max(self._durable_lsn, master._state._durable)
+
+    def _check_sessions(self, master: Any) -> None:
+        """A session that the master has given up must have ended at its chunkserver before (rule 4)."""
+        known = {state.id: state for state in master._servers.by_id.values()}
+        for name in self.servers:
+            process = self.processes.get(name)
+            node = None if process is None or process.dead else process.node
+            if node is None:
                 continue
-            known = {state.id: state for state in master.master._servers.by_id.values()}
-            for name in self.servers:
-                process = self.processes.get(name)
-                node = None if process is None or process.dead else process.node
-                if node is None:
-                    continue
-                state = known.get(node.server_id)
-                if state is None or not state.gone or state.epoch != node.session.epoch:
-                    continue
-                if node.env.clock.boottime() < node.session.valid_until:
-                    self.problem(f"the master has given up the session of {name}, which still believes in it")
+            state = known.get(node.server_id)
+            if state is None or not state.gone or state.epoch != node.session.epoch:
+                continue
+            if node.env.clock.boottime() < node.session.valid_until:
+                self.problem(f"the master has given up the session of {name}, which still believes in it")
 
     async def close(self) -> None:
         self._closing = True
