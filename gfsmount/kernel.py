@@ -92,7 +92,7 @@ def clear(mountpoint: str) -> bool:
     waits for the driver: neither ends before the connection does.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    return libc.umount2(os.fsencode(mountpoint), _MNT_FORCE | _MNT_DETACH) == 0
+    return bool(libc.umount2(os.fsencode(mountpoint), _MNT_FORCE | _MNT_DETACH) == 0)
 
 
 def abort(minor: int) -> bool:
