@@ -19,15 +19,19 @@ import gfscore.replica.lease as lease
 import gfscore.server.chunkserver.applying as applying
 import gfscore.server.chunkserver.mutate as mutate
 import gfscore.server.chunkserver.primary as primary
+import gfscore.server.chunkserver.read as read
 import gfscore.server.chunkserver.reconcile as reconcile
 import gfscore.server.chunkserver.replicas as replicas
 import gfscore.server.chunkserver.session as session
 import gfscore.server.master.calls as calls
+import gfscore.server.master.cloning as cloning
+import gfscore.server.master.equalizing as equalizing
 import gfscore.server.master.fencing as fencing
 import gfscore.server.master.locking as locking
 import gfscore.server.master.reports as reports
 import gfscore.server.master.servers as servers
 import gfscore.server.master.sessions as sessions
+import gfscore.server.master.settling as settling
 import gfscore.server.master.state as state
 import gfscore.storage.chunk_overwrite as chunk_overwrite
 import gfscore.storage.chunk_read as chunk_read
@@ -216,6 +220,21 @@ def torn_tail_accepted_in_the_middle() -> AbstractContextManager[None]:
     return _patched((operation_log, "scan", trusting))
 
 
+@_planted("restarts", "kills")
+def clone_of_a_stale_replica() -> AbstractContextManager[None]:
+    clone = cloning.Cloning.clone
+
+    async def from_anybody(self: Any, handle: int, source: Any, destination: Any) -> int:
+        stale = [self._servers.by_id.get(server_id) for server_id in self._servers.stale.get(handle, ())]
+        others = [server for server in stale if server is not None and not server.gone and server is not destination]
+        return await clone(self, handle, others[0] if others else source, destination)
+
+    async def any_version(self: Any, handle: int, version: int) -> Any:
+        return await self._node.replicas.get(handle)
+
+    return _patched((cloning.Cloning, "clone", from_anybody), (read.Reads, "_find", any_version))
+
+
 @_planted("kills", "everything", "restarts")
 def locations_of_before_the_restart_believed() -> AbstractContextManager[None]:
     """As if they had been kept on disk: nothing is waited for, and what is not among them does not exist."""
@@ -275,6 +294,11 @@ def late_prepare_believed() -> AbstractContextManager[None]:
 @_planted("kills", "restarts", "pauses")
 def no_reconciliation() -> AbstractContextManager[None]:
     return _patched((reconcile, "_reconcile", _nothing))
+
+
+@_planted("restarts")
+def nobody_settles() -> AbstractContextManager[None]:
+    return _patched((settling.Settling, "_settle_chunks", _nothing), (equalizing.Equalizing, "_reconcile", _nothing))
 
 
 @_planted("kills", "restarts", "network")
