@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import Cluster, local_cluster, wait_until
+from harness import Cluster, drop_caches, local_cluster, wait_until
 
 MIB = 1024 * 1024
 BLOCK = 64 * 1024
@@ -145,3 +145,41 @@ def test_the_scrub_of_a_real_server_finds_what_nobody_reads(tmp_path: Path) -> N
         wait_until(reported, "the scrub to report the damage")
         assert "1 bad" in cluster.gfs("status", check=False).stdout
         wait_until(lambda: fsck(cluster)[0] == 0, "a good replica in the place of the bad one")
+
+
+def test_a_thousand_damaged_blocks_are_repaired_also_where_nobody_reads(tmp_path: Path) -> None:
+    """One replica of each chunk has many bad blocks and checksums. Half of the files are read, the others never."""
+    rng = random.Random(3)
+    with local_cluster(tmp_path / "var", chunkservers=4, scrub_rate="256MiB") as cluster:
+        sums = {}
+        for number in range(30):
+            path = cluster.mount / f"f{number}"
+            data = rng.randbytes(4 * MIB)
+            path.write_bytes(data)
+            sums[path] = hashlib.sha256(data).hexdigest()
+        chunks = [chunk for path in sums for chunk in file_info(path)["chunks"]]
+        victims = [Path(rng.choice(chunk["replicas"])["path"]) for chunk in chunks]
+        places = rng.sample([(victim, block) for victim in victims for block in range(MIB // BLOCK)], 1000)
+        for victim, block in places:
+            at = rng.choice([TABLE_START + 4 * block, DATA_START + block * BLOCK + rng.randrange(BLOCK - 4)])
+            with open(victim, "r+b") as chunk_file:
+                old = os.pread(chunk_file.fileno(), 4, at)
+                os.pwrite(chunk_file.fileno(), bytes(byte ^ 0x5A for byte in old), at)
+        drop_caches()
+        fresh = cluster.second_mount()
+        read = dict(list(sums.items())[:15])
+        for path, digest in read.items():
+            assert hashlib.sha256((fresh / path.name).read_bytes()).hexdigest() == digest, path
+
+        def repaired() -> bool:
+            """No damaged replica is where it was: a good copy has taken its place, or lies elsewhere."""
+            now = [chunk for path in sums for chunk in file_info(path)["chunks"]]
+            states = [[replica["state"] for replica in chunk["replicas"]] for chunk in now]
+            found = sum(server["scrub"]["bad"] for server in cluster.status()["chunkservers"])
+            return found >= len({victim for victim, _ in places}) and all(state == ["good"] * 3 for state in states)
+
+        wait_until(repaired, "three good replicas of everything", seconds=300)
+        assert fsck(cluster)[1]["problems"] == []
+        for path, digest in sums.items():
+            assert hashlib.sha256((fresh / path.name).read_bytes()).hexdigest() == digest, path
+        assert all_alive(cluster)
