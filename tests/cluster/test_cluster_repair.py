@@ -374,3 +374,20 @@ async def test_a_clone_made_under_a_lease_gets_what_is_appended_afterwards(
         await file.append(b"and after")
         await check_equal(cluster, client, "/log", 4)
         await file.close()
+
+
+async def test_a_file_made_while_a_server_had_no_room_gets_its_last_replica_later(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_cluster(chunkservers=3) as cluster, cluster.client() as client:
+        disk = cluster.disks["cs3"]
+        room, disk.capacity = disk.capacity, 1
+        await trio.sleep(5)
+        await Paths(client, 1, 1).write("/f", b"data")
+        assert len((await replicas_of(cluster, client, "/f"))[0]) == 2
+        await trio.sleep(20)
+        disk.capacity = room
+        with trio.fail_after(60):
+            while len((await replicas_of(cluster, client, "/f"))[0]) < 3:
+                await trio.sleep(1)
+        await check_equal(cluster, client, "/f", 3)

@@ -161,7 +161,7 @@ class Namespace:
             return
         handle = add_fresh_chunk(tx, record.inode, 0, policy.replication)
         self._calls.commit(tx, request.id, record.inode, handle)
-        self._servers.locations[handle] = replicas
+        self._servers.set_replicas(handle, list(replicas))
         lease = self._leasing.granted(record, 0, handle, 1, replicas, policy, fresh=True)
         lease.given.add(session.client_id)
         self._leases.writers.add(record.inode, session.client_id)

@@ -66,14 +66,17 @@ class RepairView:
                     self._deleted.add(handle)
 
     def need(self, handle: int) -> Need:
-        """What the chunk needs now. NOTHING also where nobody could help."""
+        """What the chunk needs now. NOTHING also where nobody could help, and where there is nothing to copy yet."""
         known = self._servers.locations.get(handle)
         if not known:
             return NOTHING
         raw = self._state.tables.get(CHUNKS, pack8(handle))
         if raw is None:
             return NOTHING
-        goal = unpack_chunk(raw).goal
+        chunk = unpack_chunk(raw)
+        if not chunk.used:
+            return NOTHING
+        goal = chunk.goal
         key = (known, goal, handle in self._deleted)
         need = self._needs.get(key)
         if need is None:

@@ -81,6 +81,7 @@ class Reports:
             tx = self._state.begin()
             mark_used(tx, self._first_seen)
             self._state.commit(tx)
+            self._servers.dirty.update(self._first_seen)
             self._first_seen.clear()
 
     def _corrupt(self, server: ServerState, handle: int) -> None:
