@@ -1,7 +1,7 @@
 """The primary's side of one lease: its life, the serial numbers it gives out, and the state it plans with.
 
     RECONCILING ──> SERVING ──> FAILED      a replica missed a mutation, or this one could not apply it
-         │             ├──────> REVOKED     the master took it back, or a newer version replaced it
+         │             ├──────> REVOKED     the master took it back, or a newer version replaced it (──> FAILED)
          └──> FAILED   └──────> RELEASED    idle, given back
 
 Nothing leads back: a lease that ended is replaced by one with a new version. Mutations are planned one after the
@@ -60,10 +60,13 @@ class Lease:
             self.planned_length = length
 
     def fail(self, server_id: str | None = None) -> None:
-        """`server_id` (None: the primary itself) missed a mutation; nothing may follow it under this lease [0103]."""
+        """`server_id` (None: the primary itself) missed a mutation; nothing may follow it under this lease [0103].
+
+        Also one that was on its way when the lease was revoked: then the replicas differ, and who revoked has to know.
+        """
         if server_id is not None:
             self.failed_servers.add(server_id)
-        if self.state in (LeaseState.SERVING, LeaseState.RECONCILING):
+        if self.state is not LeaseState.RELEASED:
             self.state = LeaseState.FAILED
 
     def revoke(self) -> None:

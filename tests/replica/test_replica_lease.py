@@ -100,6 +100,15 @@ def test_revoked_is_not_primary() -> None:
     refused(Code.NOT_PRIMARY, lease)
 
 
+def test_a_mutation_that_fails_after_the_revocation_is_not_forgotten() -> None:
+    """Who revoked the lease would take the replicas for equal."""
+    lease = serving()
+    lease.in_flight = 1
+    lease.revoke()
+    lease.fail("s2")
+    assert lease.state is LeaseState.FAILED and lease.failed_servers == {"s2"}
+
+
 def test_only_an_idle_lease_without_work_in_flight_is_given_back() -> None:
     lease = serving()
     lease.check(10.0)

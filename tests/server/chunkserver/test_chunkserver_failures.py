@@ -195,6 +195,18 @@ async def test_a_revocation_is_answered_after_the_work_in_flight(autojump_clock:
     assert len(await cluster.equal(5)) == acknowledged
 
 
+async def test_a_revocation_says_when_a_mutation_in_flight_missed_a_secondary(autojump_clock: Any, cluster: Any) -> None:
+    grant = cluster.grant(5)
+    await cluster.append(grant, b"first", 1)
+    cluster.network.disconnect("a", "b")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(refused, Code.REPLICA_FAILED, cluster.append(grant, b"second", 2))
+        for _ in range(5):
+            await trio.lowlevel.checkpoint()
+        reply = await cluster.control("a", "Revoke", pb.RevokeRequest(handles=[5]))
+    assert reply.chunks[0].unequal
+
+
 async def test_an_idle_lease_is_given_back_with_its_length(autojump_clock: Any, cluster: Any) -> None:
     grant = cluster.grant(5)
     await cluster.append(grant, b"abc", 1)
