@@ -25,6 +25,7 @@ from harness import Cluster, drop_caches, local_cluster
 
 MIB = 1024 * 1024
 SETTLE_SECONDS = 1800
+DOWN_SECONDS = 10.0  # how long the master waits before it takes a silent server for down
 SIZES = (1, 1, 2, 4, 8, 16, 32, 64)
 
 
@@ -110,9 +111,11 @@ def local_rate(directory: Path, mib: int) -> float:
     return mib // 64 * 64 / seconds
 
 
-def degraded(cluster: Cluster) -> tuple[int, int]:
-    chunks = cluster.status()["chunks"]
-    return int(chunks["under_replicated"]), int(chunks["lost"])
+def degraded(cluster: Cluster) -> tuple[int, int, int]:
+    """(chunks with too few replicas, chunks without one, servers that are down)."""
+    status = cluster.status()
+    down = sum(server["state"] == "down" for server in status["chunkservers"])
+    return int(status["chunks"]["under_replicated"]), int(status["chunks"]["lost"]), down
 
 
 def used_mib(cluster: Cluster, names: set[str]) -> float:
@@ -124,7 +127,7 @@ def used_mib(cluster: Cluster, names: set[str]) -> float:
 
 def measure(arguments: argparse.Namespace, root: Path) -> int:
     rng = random.Random(1)
-    options = {"chunkservers": arguments.chunkservers, "replication": 3}
+    options = {"chunkservers": arguments.chunkservers, "replication": 3, "down_seconds": DOWN_SECONDS}
     with local_cluster(root / "var", chunk_size="64MiB", **options) as cluster:
         files = write_files(cluster.mount / "data", arguments.mib, rng)
         victims = {server["name"] for server in cluster.chunkservers()[: arguments.kill]}
@@ -135,14 +138,14 @@ def measure(arguments: argparse.Namespace, root: Path) -> int:
             for name in victims:
                 cluster.kill(name)
             started = time.perf_counter()
-            first = None
+            first = None  # when the servers were taken for down
             while time.perf_counter() - started < SETTLE_SECONDS:
-                under, lost = degraded(cluster)
-                if under and first is None:
+                under, lost, down = degraded(cluster)
+                if down == arguments.kill and first is None:
                     first = time.perf_counter()
                 if not under and not lost and first is not None:
                     break
-                time.sleep(0.2)
+                time.sleep(0.1)
             else:
                 print(f"not at the goal after {SETTLE_SECONDS} s: {under} under-replicated, {lost} lost")
                 return 1
@@ -151,22 +154,16 @@ def measure(arguments: argparse.Namespace, root: Path) -> int:
         for path, digest in files.items():
             if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
                 load.errors.append(f"{path}: wrong bytes")
-        began = first_clone_delay(cluster)
     local = local_rate(root, min(arguments.mib, 1024))
-    seconds = done - started - began
+    seconds = done - first
     rate = cloned / seconds
     print(f"{arguments.kill} of {arguments.chunkservers} chunkservers killed; {cloned:.0f} MiB cloned")
-    print(f"at the goal after {done - started:.1f} s, of which {began:.1f} s until the servers were taken for down")
+    print(f"at the goal after {done - started:.1f} s, of which {first - started:.1f} s until that was noticed")
     print(f"re-replication {rate:.0f} MiB/s, local copy {local:.0f} MiB/s, ratio {rate / local:.2f}")
     print(f"{load.operations} operations of programs meanwhile, {len(load.errors)} errors")
     for error in load.errors[:10]:
         print(error)
     return 1 if load.errors else 0
-
-
-def first_clone_delay(cluster: Cluster) -> float:
-    """How long the master waits before it takes a silent server for down, seconds."""
-    return float(cluster.status()["master"].get("down_seconds", 0.0))
 
 
 def main() -> int:

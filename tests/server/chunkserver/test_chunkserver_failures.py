@@ -195,7 +195,7 @@ async def test_a_revocation_is_answered_after_the_work_in_flight(autojump_clock:
     assert len(await cluster.equal(5)) == acknowledged
 
 
-async def test_a_revocation_says_when_a_mutation_in_flight_missed_a_secondary(autojump_clock: Any, cluster: Any) -> None:
+async def test_a_revocation_says_that_a_mutation_in_flight_missed_a_server(autojump_clock: Any, cluster: Any) -> None:
     grant = cluster.grant(5)
     await cluster.append(grant, b"first", 1)
     cluster.network.disconnect("a", "b")
