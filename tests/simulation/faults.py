@@ -9,7 +9,7 @@ from __future__ import annotations
 from random import Random
 
 import trio
-from workload import Load
+from workload import SLOT_BYTES, SLOTS, Load
 from world import CHUNK_BYTES, World
 
 from gfscore.storage import chunk_format
@@ -34,7 +34,7 @@ PROFILES = [
     Profile("pauses", "pause pause pause_master slow kill cut", delay=0.3),
     Profile("power", "power power power_master kill slow", sync=True),
     Profile("disks", "full slow_disk hung_disk kill_call kill_master"),
-    Profile("rot", "rot rot log_damage kill_master kill_client", big=True),
+    Profile("rot", "rot rot rot rot rot log_damage kill_master kill_client", count=(6, 10), big=True),
     Profile("everything", "kill_all kill_all kill_master kill_call flaky", big=True),
     Profile("restarts", "kill kill kill kill kill_master slow", count=(8, 12), big=True, delay=0.05),
     Profile("mixed", "kill kill_call kill_master cut one_way slow flaky repeat pause full slow_disk kill_client wall"),
@@ -267,7 +267,8 @@ class Faults:
         if size <= start + 1:
             return
         self.rotten.add((name, handle))
-        offset = self.random.randrange(start, size)
+        end = min(size, start + SLOTS * SLOT_BYTES) if self.random.random() < 0.7 else size  # where it is written again
+        offset = self.random.randrange(start, end)
         disk.corrupt(path, offset, 1 << self.random.randrange(8))
         world.tell(f"a bit rots on {name}: chunk {handle:016x}, byte {offset} of its file")
         await trio.sleep(0)

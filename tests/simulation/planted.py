@@ -25,13 +25,11 @@ import gfscore.server.chunkserver.replicas as replicas
 import gfscore.server.chunkserver.session as session
 import gfscore.server.master.calls as calls
 import gfscore.server.master.cloning as cloning
-import gfscore.server.master.equalizing as equalizing
 import gfscore.server.master.fencing as fencing
 import gfscore.server.master.locking as locking
 import gfscore.server.master.reports as reports
 import gfscore.server.master.servers as servers
 import gfscore.server.master.sessions as sessions
-import gfscore.server.master.settling as settling
 import gfscore.server.master.state as state
 import gfscore.storage.chunk_overwrite as chunk_overwrite
 import gfscore.storage.chunk_read as chunk_read
@@ -164,12 +162,15 @@ def checksum_computed_after_corruption() -> AbstractContextManager[None]:
         try:
             return plan(live, extents, checksums)
         except chunk_overwrite.BadBlock as bad:
-            if (bad.block + 1) * BLOCK_BYTES > live.state.committed[0]:
-                raise  # the checksum of the last, partial block is elsewhere
-            content = memoryview(bytearray(BLOCK_BYTES))
-            chunk_read.fetch(live, content, bad.block * BLOCK_BYTES)
-            change = chunk_overwrite.BlockChange(bad.block, BLOCK_BYTES, crc32c(content))
-            chunk_overwrite._change_table(live, [change])
+            length = live.state.committed[0]
+            start = bad.block * BLOCK_BYTES
+            content = memoryview(bytearray(min(BLOCK_BYTES, length - start)))
+            chunk_read.fetch(live, content, start)
+            if len(content) < BLOCK_BYTES:
+                live.state.committed = (length, crc32c(content))
+            else:
+                change = chunk_overwrite.BlockChange(bad.block, BLOCK_BYTES, crc32c(content))
+                chunk_overwrite._change_table(live, [change])
             return vouching(live, extents, checksums)
 
     return _patched((chunk_overwrite, "plan", vouching))
@@ -294,11 +295,6 @@ def late_prepare_believed() -> AbstractContextManager[None]:
 @_planted("kills", "restarts", "pauses")
 def no_reconciliation() -> AbstractContextManager[None]:
     return _patched((reconcile, "_reconcile", _nothing))
-
-
-@_planted("restarts")
-def nobody_settles() -> AbstractContextManager[None]:
-    return _patched((settling.Settling, "_settle_chunks", _nothing), (equalizing.Equalizing, "_reconcile", _nothing))
 
 
 @_planted("kills", "restarts", "network")

@@ -15,6 +15,7 @@ from gfscore.client import ROOT_INODE, Client, Code, FileType, GfsError
 from gfscore.client.files import OpenFile
 
 SLOT_BYTES = 3000
+SLOTS = 30  # of a file, that are written again and again
 _SHARED_NAMES = [b"n%d" % number for number in range(4)]
 
 
@@ -150,7 +151,7 @@ class Load:
 
     async def write_slots(self, file: OpenFile, known: SlotFile, random: Random) -> None:
         """Write one or a few slots and wait until they are on the replicas. Raises GfsError."""
-        first = random.randrange(30)
+        first = random.randrange(SLOTS)
         if self._big and random.random() < 0.3:
             first += CHUNK_BYTES // SLOT_BYTES - 15
         count = random.choice((1, 1, 1, 4, 25))

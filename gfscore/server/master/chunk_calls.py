@@ -176,7 +176,8 @@ class ChunkCalls:
         try:
             reply, _ = await server.channel.call(method, request, timeout=timeout)
         except GfsError as error:
-            log.warning("event=chunkserver_silent server=%s method=%s error=%r", server.id, method, str(error))
+            if not server.suspect:  # said once, not for every chunk that it has
+                log.warning("event=chunkserver_silent server=%s method=%s error=%r", server.id, method, str(error))
             server.suspect = True
             self._servers.reported()
             return None

@@ -25,7 +25,8 @@ from gfscore.server.master.state import MasterState
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE_MAX = 64  # chunks in one go
+_IN_ONE_GO = 64  # chunks
+_AT_ONCE_MAX = 8
 _LOOKED_AT_ONCE = 1000  # inodes
 _RETRY_SECONDS = 10.0
 
@@ -44,6 +45,7 @@ class Settling:
         self._patience = lease_seconds  # a writer that lives asks for its next lease before
         self._beat = heartbeat_seconds
         self._due: dict[int, float] = {}  # handle → boottime
+        self._at_once = trio.CapacityLimiter(_AT_ONCE_MAX)
         self._files_due: dict[int, float] = {}  # inode → boottime
 
     async def run(self) -> None:
@@ -69,16 +71,19 @@ class Settling:
         unclean = self._leases.unclean
         self._due = {handle: self._due.get(handle, now + self._patience) for handle in unclean}
         ready = [handle for handle, due in self._due.items() if due <= now and self._is_free(handle)]
-        ready = ready[:_AT_ONCE_MAX]
+        ready = ready[:_IN_ONE_GO]
         self._due.update(dict.fromkeys(ready, now + _RETRY_SECONDS))
         for handle in [handle for handle in ready if find_chunk(self._state.tables, handle) is None]:
             self._leases.settled(handle)
             ready.remove(handle)
-        if not ready:
-            return
-        for handle, result in (await self._equalizing.make_equal(ready, unless_leased=True)).items():
-            inode = unclean.get(handle)
-            if not result.servers and inode is not None:
+        async with trio.open_nursery() as nursery:
+            for handle in ready:  # each by itself: a slow server keeps nobody from the chunks of others
+                nursery.start_soon(self._settle_chunk, unclean[handle], handle)
+
+    async def _settle_chunk(self, inode: int, handle: int) -> None:
+        async with self._at_once:
+            found = await self._equalizing.make_equal([handle], unless_leased=True)
+            if handle in found and not found[handle].servers:
                 await self._give_up(inode, handle)
 
     def _is_free(self, handle: int) -> bool:
