@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 from memory_cluster import CHUNK_BYTES, MemoryCluster, memory_cluster
-from test_memory_fsck import QUIET, fsck, host_of, replica_path
+from test_memory_fsck import DATA_START, QUIET, fsck, host_of, replica_path
 
 from gfscore.client import ROOT_INODE, AttrChanges, Client
 from gfscore.client.paths import Paths
@@ -25,21 +25,25 @@ async def all_is_well(client: Client, seconds: float = SETTLED_SECONDS) -> None:
     raise AssertionError(f"still not well: {problems}")
 
 
-async def leave_unequal(cluster: MemoryCluster, client: Client, path: str) -> str:
-    """The writer dies, and so does the primary, before what it had applied came to the others; which one it is."""
+async def leave_unequal(cluster: MemoryCluster, client: Client, path: str, *, cut: bool = False) -> str:
+    """The writer dies, and so does the primary, before what it had applied came to the others; which one it is.
+    `cut`: it has lost its end too, so that it is not the one that others are made equal to."""
     file = await client.open((await Paths(client).stat(path)).inode, write=True)
-    await file.write(0, b"w" * 3 * BLOCK_BYTES)
+    await file.write(0, b"w" * 100)
     await file.flush()
     chunk = (await client.file_info(file.inode))["chunks"][0]
     primary = await host_of(client, chunk["primary"])
     name = await replica_path(client, path)
+    shorter = cluster.disks[primary].contents(name)
+    await file.write(0, b"w" * 3 * BLOCK_BYTES)
+    await file.flush()
     older = cluster.disks[primary].contents(name)
     await file.write(BLOCK_BYTES, b"half done")
     await file.flush()
     cluster.network.crash("client")
     cluster.network.disconnect("client", "master")
     await cluster.kill(primary)
-    cluster.disks[primary].put(name, older)
+    cluster.disks[primary].put(name, shorter if cut else older)
     return primary
 
 
@@ -60,7 +64,7 @@ async def test_a_mutation_that_was_half_done_when_writer_and_primary_died(
         await all_is_well(observer)
         assert not (await Paths(observer).stat("/f")).length_pending
         name = await replica_path(observer, "/f")
-        assert len({cluster.disks[host].contents(name)[4096:] for host in cluster.names}) == 1
+        assert len({cluster.disks[host].contents(name)[DATA_START:] for host in cluster.names}) == 1
         cluster.network.reconnect("client", "master")
 
 
@@ -132,4 +136,24 @@ async def test_a_chunk_that_was_used_and_is_gone_everywhere_is_lost_and_no_hole(
         await trio.sleep(SETTLED_SECONDS)
         assert (await observer.status())["chunks"]["lost"] == 1
         assert [problem.kind for problem in (await fsck(observer)).problems] == ["lost"]
+        cluster.network.reconnect("client", "master")
+
+
+async def test_a_snapshot_does_not_wait_for_a_replica_that_cannot_be_made_equal(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its disk is full: it leaves the set instead."""
+    async with (
+        memory_cluster(chunkservers=3, server_options=QUIET, clones_max=0, **LEASE) as cluster,
+        cluster.client("observer", caching=False) as observer,
+        cluster.client() as client,
+    ):
+        await Paths(client, 1, 1).write("/f", b"")
+        behind = await leave_unequal(cluster, client, "/f", cut=True)
+        cluster.disks[behind].capacity = 1
+        await cluster.start(behind)
+        await trio.sleep(3)
+        await Paths(observer, 1, 1).snapshot("/f", "/g")
+        data = await Paths(observer).read("/g")
+        assert data[BLOCK_BYTES : BLOCK_BYTES + 9] == b"half done" and len(data) == 3 * BLOCK_BYTES
         cluster.network.reconnect("client", "master")

@@ -137,13 +137,12 @@ class Mutations:
         """Handler of `Reconcile`: make the others equal to this replica (rule 9), for a master that has no writer for
         the chunk. The lease is over afterwards. Raises GfsError."""
         _, replica, primary = await self._serving(request.grant)
-        try:
-            if primary.lease.state is not LeaseState.SERVING:
-                raise primary.refusal()
-        finally:
-            primary.lease.revoke()
+        failed = sorted(primary.lease.failed_servers)
+        if not failed and primary.lease.state is not LeaseState.SERVING:
+            raise primary.refusal()
+        primary.lease.revoke()
         await primary.quiet()
-        return pb.ReconcileReply(length=replica.chunk.length)
+        return pb.ReconcileReply(length=replica.chunk.length, failed=failed)
 
     def _check(self, lease: Lease, replica: Replica, grant: VerifiedGrant) -> None:
         """Whether mutations are taken at this moment; raises GfsError."""

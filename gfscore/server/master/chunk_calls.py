@@ -135,16 +135,17 @@ class ChunkCalls:
         await self._split(by_server, one)
         return found
 
-    async def reconcile(self, primary: ServerState, grant: pb.Grant) -> int | None:
-        """`Reconcile` at the primary that the grant names: the length, bytes; None when that did not work."""
+    async def reconcile(self, primary: ServerState, grant: pb.Grant) -> tuple[int, list[str]]:
+        """`Reconcile` at the primary that the grant names: the length, bytes, and the servers that are at fault where
+        it did not work."""
         try:
             reply, _ = await primary.channel.call(
                 "Reconcile", pb.ReconcileRequest(grant=grant), timeout=_RECONCILE_SECONDS
             )
         except GfsError as error:
             log.warning("event=reconcile_failed server=%s error=%r", primary.id, str(error))
-            return None
-        return int(reply.length)
+            return 0, [primary.id]
+        return reply.length, list(reply.failed)
 
     async def _everywhere(self, wanted: Iterable[Wanted], one: Call) -> None:
         by_server: dict[ServerState, list[Wanted]] = {}

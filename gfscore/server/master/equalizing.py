@@ -44,20 +44,22 @@ class Equalizing:
         chunks on which somebody has got a lease meanwhile are left alone, and not in the result.
         """
         results: dict[int, Fenced] = {}
+        failed: set[str] = set()
         async with self._fencing.exclusive(handles):
             todo = [handle for handle in handles if not (unless_leased and self._leases.find(handle) is not None)]
             for _ in range(_TRIES):
-                results.update(await self._fencing.fence_held(todo))
+                results.update(await self._fencing.fence_held(todo, exclude=failed))
                 todo = [handle for handle in todo if results[handle].servers and not results[handle].equal]
                 async with trio.open_nursery() as nursery:
                     for handle in todo:
-                        nursery.start_soon(self._reconcile, handle, results[handle])
+                        nursery.start_soon(self._reconcile, handle, results[handle], failed)
                 todo = [handle for handle in todo if not results[handle].equal]
                 if not todo:
                     break
         return results
 
-    async def _reconcile(self, handle: int, fenced: Fenced) -> None:
+    async def _reconcile(self, handle: int, fenced: Fenced, failed: set[str]) -> None:
+        """Who is at fault is added to `failed`."""
         servers = fenced.best_first()
         grant = self._signer.sign(
             handle, fenced.version, servers[0].id, servers[0].epoch, [server.message for server in servers],
@@ -65,8 +67,9 @@ class Equalizing:
         )  # fmt: skip
         async with self._at_once:
             await self._state.flushed()  # nobody may use a version that could be forgotten
-            length = await self._calls.reconcile(servers[0], grant)
-        if length is not None:
+            length, at_fault = await self._calls.reconcile(servers[0], grant)
+        failed.update(at_fault)
+        if not at_fault:
             fenced.length, fenced.equal = length, True
             self._leases.settled(handle)
 
