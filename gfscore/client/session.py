@@ -153,6 +153,7 @@ class MasterSession:
                 attempt = 0
                 await channel.wait_closed()
                 log.info("event=master_stream_closed master=%s", self.address)
+                self._on_lost()  # what others change from now on is called back to nobody
             except GfsError as error:
                 attempt += 1
                 log.warning("event=master_unreachable master=%s error=%r", self.address, str(error))

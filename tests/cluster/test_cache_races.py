@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 from memory_cluster import memory_cluster
@@ -107,3 +108,27 @@ async def test_an_open_file_survives_a_master_that_dies_with_the_answer_to_its_r
         await trio.sleep(10)
         assert bytes(await file.read(0, 10)) == b"kept"
         await file.close()
+
+
+async def test_a_client_that_lost_its_master_does_not_answer_from_what_it_knew(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A master that has just started cannot call back those that have not found it yet."""
+    async with (
+        memory_cluster() as cluster,
+        cluster.client("other") as other,
+        cluster.client("reader", timeout_seconds=5) as reader,
+    ):
+        made = await other.create(ROOT_INODE, b"name", FileType.FILE, 0o644, 1, 1)
+        assert (await reader.lookup(ROOT_INODE, b"name")).inode == made.inode
+        await cluster.kill("master")
+        cluster.network.disconnect("reader", "master")
+        await cluster.start("master")
+        await other.unlink(ROOT_INODE, b"name")
+        with pytest.raises(GfsError) as caught:
+            await reader.lookup(ROOT_INODE, b"name")
+        assert caught.value.code is not Code.NOT_FOUND
+        cluster.network.reconnect("reader", "master")
+        with pytest.raises(GfsError) as caught:
+            await reader.lookup(ROOT_INODE, b"name")
+        assert caught.value.code is Code.NOT_FOUND
