@@ -159,12 +159,19 @@ def test_a_thousand_damaged_blocks_are_repaired_also_where_nobody_reads(tmp_path
             sums[path] = hashlib.sha256(data).hexdigest()
         chunks = [chunk for path in sums for chunk in file_info(path)["chunks"]]
         victims = [Path(rng.choice(chunk["replicas"])["path"]) for chunk in chunks]
+
+        def walked() -> bool:
+            return all(server["scrub"]["finished"] for server in cluster.status()["chunkservers"])
+
+        wait_until(walked, "the first pass of the scrub")  # the next one begins with the start of a server
+        cluster.gfs("down", "--root", cluster.root)
         places = rng.sample([(victim, block) for victim in victims for block in range(MIB // BLOCK)], 1000)
         for victim, block in places:
             at = rng.choice([TABLE_START + 4 * block, DATA_START + block * BLOCK + rng.randrange(BLOCK - 4)])
             with open(victim, "r+b") as chunk_file:
                 old = os.pread(chunk_file.fileno(), 4, at)
                 os.pwrite(chunk_file.fileno(), bytes(byte ^ 0x5A for byte in old), at)
+        cluster.up()
         drop_caches()
         fresh = cluster.second_mount()
         read = dict(list(sums.items())[:15])
