@@ -44,6 +44,7 @@ class MasterSession:
         self._options = options
         self._invalidate = invalidate
         self._on_lost = on_lost
+        self._closing = False
         self._channel: Channel | None = None
         self._connecting = trio.Lock()
         self._stream_port = 0
@@ -152,13 +153,15 @@ class MasterSession:
                 channel = await self.connected()
                 attempt = 0
                 await channel.wait_closed()
-                log.info("event=master_stream_closed master=%s", self.address)
-                self._on_lost()  # what others change from now on is called back to nobody
+                if not self._closing:
+                    log.info("event=master_stream_closed master=%s", self.address)
+                    self._on_lost()  # what others change from now on is called back to nobody
             except GfsError as error:
                 attempt += 1
                 log.warning("event=master_unreachable master=%s error=%r", self.address, str(error))
                 await self._env.clock.sleep(pause_seconds(attempt, self._env.random))
 
     async def aclose(self) -> None:
+        self._closing = True
         if self._channel is not None:
             await self._channel.aclose()
