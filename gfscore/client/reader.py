@@ -50,12 +50,16 @@ class ChunkReader:
                 if location is None:
                     return memoryview(b"")
                 all_damaged = bool(location.replicas)
+                never_made = location.unused and all_damaged
                 for server in self._servers.nearest_first(location.replicas, location.handle):
                     try:
                         return await self._read_replica(server, location, offset, size)
                     except GfsError as error:
                         reason = error
                         all_damaged = all_damaged and error.code is Code.CHECKSUM_MISMATCH
+                        never_made = never_made and error.code is Code.UNKNOWN_CHUNK
+                if never_made and attempt:  # granted, as the master has just said again, and not written yet: a hole
+                    return memoryview(b"")
                 if all_damaged and attempt >= _DAMAGED_ATTEMPTS:
                     break  # waiting does not repair it: the application hears of it now
                 self._chunks.forget_chunk(inode, index)

@@ -278,11 +278,14 @@ class ChunkLocation(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     PRIMARY_FIELD_NUMBER: _builtins.int
+    UNUSED_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     handle: _builtins.int
     version: _builtins.int
     primary: _builtins.str
     """server id of the lease holder, or empty"""
+    unused: _builtins.bool
+    """no server has reported a replica so far"""
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Server]: ...
     def __init__(
@@ -293,10 +296,11 @@ class ChunkLocation(_message.Message):
         version: _builtins.int = ...,
         replicas: _abc.Iterable[Global___Server] | None = ...,
         primary: _builtins.str = ...,
+        unused: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "index", b"index", "primary", b"primary", "replicas", b"replicas", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "index", b"index", "primary", b"primary", "replicas", b"replicas", "unused", b"unused", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

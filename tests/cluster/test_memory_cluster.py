@@ -284,3 +284,22 @@ async def test_a_name_made_while_something_else_is_called_back_is_not_taken_for_
         made = await client.create(directory.inode, b"new", FileType.DIRECTORY, 0o755, 1, 1)
         assert (await client.lookup(directory.inode, b"new")).inode == made.inode
         assert [entry.name for entry in (await client.list_page(directory.inode, b"", 10))[0]] == [b"new"]
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+async def test_a_hole_in_front_of_the_only_write_of_an_open_file(
+    reopened: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The first chunk was granted with the file and never used; it once was an error after a minute."""
+    start = 2 * CHUNK_BYTES + 77
+    async with memory_cluster() as cluster, cluster.client() as client, cluster.client("other") as other:
+        _, file = await client.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        await file.write(start, b"data")
+        await file.flush()
+        if reopened:
+            await file.close()
+            file = await client.open(file.inode, write=True, append=True)
+            await file.append(b"more")
+        for reader in (client, other):
+            assert (await Paths(reader).read("/f")).startswith(bytes(start) + b"data")
+        await file.close()

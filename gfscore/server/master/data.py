@@ -116,6 +116,7 @@ class Data:
                 version=chunk.version,
                 replicas=[server.message for server in replicas],
                 primary=lease.primary.id if lease is not None else "",
+                unused=not chunk.used,
             )
 
     # ------------------------------------------------------------ attributes
