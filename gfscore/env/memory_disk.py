@@ -262,9 +262,7 @@ class MemoryDisk:
         """Flip bits of one byte, on the platter and in the cache, behind everybody's back."""
         node = self._names.current[path]
         assert isinstance(node, Contents)
-        node.data[offset] ^= flip
-        if offset < len(node.durable):
-            node.durable[offset] ^= flip
+        node.flip(offset, flip)
 
     def contents(self, path: str) -> bytes:
         """What a reader would see, without counting as a call."""
@@ -286,6 +284,11 @@ class MemoryDisk:
     def paths(self) -> list[str]:
         """All files, sorted, without counting as a call."""
         return sorted(path for path, node in self._names.current.items() if isinstance(node, Contents))
+
+    def stamp(self) -> tuple[tuple[str, int], ...]:
+        """Equal to an older one when no reader would see a difference."""
+        names = self._names.current.items()
+        return tuple((path, node.change if isinstance(node, Contents) else 0) for path, node in names)
 
     def copy(self) -> MemoryDisk:
         """An independent disk with the same state (an `rsync` of a live disk, or a fork of a history)."""

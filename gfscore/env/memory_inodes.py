@@ -6,9 +6,12 @@ their file is: the weakest promise POSIX makes, weaker than any real file system
 
 from __future__ import annotations
 
+import itertools
 from random import Random
 
 from gfscore.env.memory_faults import PAGE_BYTES
+
+_changes = itertools.count(1)
 
 
 class Node:
@@ -22,22 +25,35 @@ class Directory(Node):
 
 
 class Contents(Node):
-    """Bytes of a file: `data` as read, `durable` as synced, and the changes in between."""
+    """Bytes of a file: `data` as read, `durable` as synced, and the changes in between.
 
-    __slots__ = ("data", "durable", "pending")
+    `change` names the last change of `data`, and is never used again for anything else.
+    """
+
+    __slots__ = ("change", "data", "durable", "pending")
 
     def __init__(self) -> None:
+        self.change = next(_changes)
         self.data = bytearray()
         self.durable = bytearray()
         self.pending: list[tuple[int, bytes | None]] = []  # (offset, bytes), or (size, None) for a truncate
 
     def write(self, data: bytes, offset: int) -> None:
         _write(self.data, data, offset)
+        self.change = next(_changes)
         self.pending.append((offset, data))
 
     def truncate(self, size: int) -> None:
         _truncate(self.data, size)
+        self.change = next(_changes)
         self.pending.append((size, None))
+
+    def flip(self, offset: int, bits: int) -> None:
+        """Change one byte on the platter and in the cache."""
+        self.data[offset] ^= bits
+        self.change = next(_changes)
+        if offset < len(self.durable):
+            self.durable[offset] ^= bits
 
     def sync(self) -> None:
         for offset, data in self.pending:
@@ -59,6 +75,7 @@ class Contents(Node):
                     start = end
         self.pending.clear()
         self.data[:] = self.durable
+        self.change = next(_changes)
 
     def copy(self) -> Contents:
         twin = Contents()

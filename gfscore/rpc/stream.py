@@ -129,7 +129,7 @@ class StreamConnection:
     ) -> tuple[int, Waiter]:
         entry = method_named(self.service, method)
         call_id = self._new_id()
-        header = request.SerializeToString()
+        header = request.SerializeToString(deterministic=True)
         waiter = self.expect(call_id, entry, reply_into)
         sent = False
         try:
@@ -153,7 +153,7 @@ class StreamConnection:
         """
         entry = method_named(self.service, method)
         call_id = self._new_id()
-        header = request.SerializeToString()
+        header = request.SerializeToString(deterministic=True)
         with trio.move_on_after(timeout) as scope:
             if self._closed.is_set():
                 raise self._gone()
@@ -391,7 +391,7 @@ class StreamConnection:
                 kind, reply, parts = frame.ERROR, self._error_reply(call.method, error), ()
             if isinstance(payload, Arriving) and not payload.done.is_set():
                 await payload.drop()
-            header = reply.SerializeToString()
+            header = reply.SerializeToString(deterministic=True)
             prefix = frame.pack_prefix(kind, call.method.number, call.call_id, len(header), sum(map(len, parts)))
             await self._send([prefix + header, *parts])
         except GfsError as error:

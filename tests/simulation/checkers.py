@@ -37,19 +37,35 @@ class Copy:
 Replicas = dict[int, list[Copy]]
 
 
-def read_replicas(world: World) -> Replicas:
+class Disks:
     """All replicas on all disks, read from a copy of each disk, as a server that starts on it would."""
-    found: Replicas = {}
-    for name in world.servers:
-        machine = world.machines[name]
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._before: dict[str, tuple[object, dict[int, Copy]]] = {}  # of each server, until its disk changes
+
+    def replicas(self) -> Replicas:
+        found: Replicas = {}
+        for name in self._world.servers:
+            machine = self._world.machines[name]
+            stamp = machine.boots, machine.disk.stamp()
+            if name not in self._before or self._before[name][0] != stamp:
+                self._before[name] = stamp, self._read(name)
+            for handle, copy in self._before[name][1].items():
+                found.setdefault(handle, []).append(copy)
+        return found
+
+    def _read(self, name: str) -> dict[int, Copy]:
+        machine = self._world.machines[name]
         store = ChunkStore(machine.disk.copy(), CHUNK_BYTES, boot_id=f"boot {machine.boots}")  # type: ignore[arg-type]
         store.open_all()
+        found = {}
         for handle, version, length in list(store.scan()):
             data: bytes | None = None
             with suppress(GfsError):
                 data = bytes(store.get(handle).read(0, length)) if length else b""
-            found.setdefault(handle, []).append(Copy(name, version, data))
-    return found
+            found[handle] = Copy(name, version, data)
+        return found
 
 
 def chunk_records(tables: Tables) -> dict[int, ChunkRecord]:

@@ -67,6 +67,7 @@ class _Simulation:
         self.world = world
         self.profile = profile
         self.problems: list[str] = []
+        self.disks = checkers.Disks(world)
         self.load = Load(world, busy=0.5, big=profile.big, sync=profile.sync)
         self.faults = Faults(world, self.load, profile, LOAD_SECONDS)
         self.clients: dict[str, Client] = {}
@@ -146,7 +147,7 @@ class _Simulation:
                 await trio.sleep(2.0)
         self.problems += self._unequal()
         tables = self._tables()
-        replicas = checkers.read_replicas(world)
+        replicas = self.disks.replicas()
         for known in history.appends:
             self.problems += checkers.check_padded(tables, replicas, known)
         async with world.client("judge") as (client, _):
@@ -173,12 +174,12 @@ class _Simulation:
         with trio.move_on_after(GOAL_SECONDS):
             while self.faults.rotten or world.under_replicated():
                 await trio.sleep(2.0)
-                if not checkers.check_goals(self._tables(), checkers.read_replicas(world), len(world.servers)):
+                if not checkers.check_goals(self._tables(), self.disks.replicas(), len(world.servers)):
                     break
         with trio.move_on_after(ORPHAN_SECONDS):
-            while checkers.check_orphans(self._tables(), checkers.read_replicas(world)):
+            while checkers.check_orphans(self._tables(), self.disks.replicas()):
                 await trio.sleep(2.0)
-        tables, replicas = self._tables(), checkers.read_replicas(world)
+        tables, replicas = self._tables(), self.disks.replicas()
         self.problems += checkers.check_tables(tables)
         self.problems += checkers.check_orphans(tables, replicas)
         self.problems += checkers.check_goals(tables, replicas, len(world.servers))
@@ -204,7 +205,7 @@ class _Simulation:
 
     def _unequal(self) -> list[str]:
         """Nobody has to ask for a chunk for its replicas to become equal."""
-        tables, replicas = self._tables(), checkers.read_replicas(self.world)
+        tables, replicas = self._tables(), self.disks.replicas()
         found: list[str] = []
         for known in [*self.load.history.appends, *self.load.history.slots]:
             found += checkers.check_equal(tables, replicas, known.inode, known.name)

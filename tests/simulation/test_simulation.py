@@ -25,15 +25,14 @@ def test_nothing_is_lost(profile: int) -> None:
     assert not broken, "\n".join(broken)
 
 
-@pytest.mark.parametrize("seed", [8, 16])
-def test_the_same_seed_is_the_same_history(seed: int) -> None:
-    """In other processes too, with other hash values of strings."""
-    command = f"from simulate import run_seed; print(run_seed({seed}).digest)"
-    digests = {
+def test_the_same_seed_is_the_same_history() -> None:
+    """One of each profile; in other processes too, with other hash values of strings."""
+    command = f"from simulate import run_seed; print(*(run_seed(seed).digest for seed in range({len(PROFILES)})))"
+    first, second = (
         subprocess.run(
             [sys.executable, "-c", command], cwd=Path(__file__).parent, check=True, capture_output=True, text=True,
             timeout=300, env={**os.environ, "PYTHONHASHSEED": hash_seed},
-        ).stdout.strip()
+        ).stdout.split()
         for hash_seed in ("1", "2")
-    }  # fmt: skip
-    assert len(digests) == 1 and digests != {run_seed(seed + 1).digest}
+    )  # fmt: skip
+    assert first == second and len(set(first)) == len(PROFILES)

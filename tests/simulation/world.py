@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from random import Random
@@ -32,6 +33,7 @@ MASTER_PORT = 7100
 CHUNK_BYTES = 1024 * 1024
 LEASE_SECONDS = 6.0
 TIMEOUT_SECONDS = 20.0  # of every operation of a client
+_EXPORTED = re.compile(r"\S*/memory-disk-\w+")  # another one in each process
 
 
 class Violation(Exception):
@@ -147,7 +149,7 @@ class World:
     def _judge_end(self, name: str, error: BaseException) -> None:
         for leaf in leaves(error):
             if isinstance(leaf, GfsError):
-                self.tell(f"{name} ended: {leaf}")
+                self.tell(f"{name} ended: {_EXPORTED.sub(name, str(leaf))}")
             elif not isinstance(leaf, Killed | trio.Cancelled):
                 self.problem(f"{name} died of {leaf!r}")
 

@@ -75,7 +75,7 @@ class Node:
 
     def report_failure(self, replica: Replica, lease: Lease) -> None:
         """Servers that missed a mutation under `lease` (rule 8)."""
-        for server_id in lease.failed_servers:
+        for server_id in sorted(lease.failed_servers):
             self.failures[replica.handle, server_id] = pb.ChunkReport(
                 handle=replica.handle, version=lease.grant.version, length=replica.chunk.length
             )
