@@ -50,6 +50,8 @@ class Need(NamedTuple):
 
 
 NOTHING = Need(Action.NOTHING)
+# No replica is undamaged: one is put together from the blocks that still verify somewhere.
+SALVAGE = Need(Action.CLONE, _LIVE - _DISTANCE_MAX)
 
 
 def assess(sites: Sequence[Site], goal: int, *, racks: int, deleted: bool = False) -> Need:

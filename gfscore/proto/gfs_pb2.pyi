@@ -2603,6 +2603,7 @@ class ReplicateRequest(_message.Message):
     BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
     FINISH_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     version: _builtins.int
     """what the source has"""
@@ -2613,6 +2614,10 @@ class ReplicateRequest(_message.Message):
     """of the destination's session"""
     @_builtins.property
     def source(self) -> Global___Server: ...
+    @_builtins.property
+    def others(self) -> _containers.RepeatedCompositeFieldContainer[Global___Server]:
+        """that have the chunk too, perhaps damaged: for blocks that are damaged at the source"""
+
     def __init__(
         self,
         *,
@@ -2622,10 +2627,11 @@ class ReplicateRequest(_message.Message):
         bytes_per_second: _builtins.int = ...,
         finish: _builtins.bool = ...,
         epoch: _builtins.int = ...,
+        others: _abc.Iterable[Global___Server] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_second", b"bytes_per_second", "epoch", b"epoch", "finish", b"finish", "handle", b"handle", "source", b"source", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_second", b"bytes_per_second", "epoch", b"epoch", "finish", b"finish", "handle", b"handle", "others", b"others", "source", b"source", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3244,20 +3250,24 @@ class BlocksReply(_message.Message):
     LENGTH_FIELD_NUMBER: _builtins.int
     TAIL_CHECKSUM_FIELD_NUMBER: _builtins.int
     CLIENTS_FIELD_NUMBER: _builtins.int
+    DOUBTFUL_FIELD_NUMBER: _builtins.int
     length: _builtins.int
     tail_checksum: _builtins.int
     clients: _builtins.bytes
     """the append table, opaque"""
+    doubtful: _builtins.bool
+    """a header page is damaged: all of this may be older than what was acknowledged"""
     def __init__(
         self,
         *,
         length: _builtins.int = ...,
         tail_checksum: _builtins.int = ...,
         clients: _builtins.bytes = ...,
+        doubtful: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "length", b"length", "tail_checksum", b"tail_checksum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "doubtful", b"doubtful", "length", b"length", "tail_checksum", b"tail_checksum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

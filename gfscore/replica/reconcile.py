@@ -5,6 +5,7 @@ Works on lengths and block checksums alone: 4 KiB of them for a chunk of 64 MiB.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -50,6 +51,17 @@ def plan_copy(primary: BlockState, secondary: BlockState) -> list[CopyStep]:
         CopyStep(offset, size, max(secondary.length, offset + size) if grows else primary.length)
         for offset, size in ranges
     ]
+
+
+def with_checksums(state: BlockState, known: Mapping[int, int]) -> BlockState:
+    """`state` with other checksums for some of its blocks, which were damaged there and are `known` from elsewhere."""
+    tail_checksum, table = state.tail_checksum, bytearray(state.table)
+    for block, checksum in known.items():
+        if block < state.length // BLOCK_BYTES:
+            table[block * _ENTRY_BYTES : (block + 1) * _ENTRY_BYTES] = checksum.to_bytes(_ENTRY_BYTES, "little")
+        else:
+            tail_checksum = checksum
+    return BlockState(state.length, tail_checksum, table, state.clients)
 
 
 def _differing_blocks(primary: BlockState, secondary: BlockState) -> list[int]:

@@ -13,6 +13,7 @@ from memory_cluster import CHUNK_BYTES, MemoryCluster, memory_cluster
 from gfscore.client import ROOT_INODE, Client, Code, GfsError
 from gfscore.client.paths import Paths
 from gfscore.env.memory import memory_env
+from gfscore.ids import TRASH_INODE
 from gfscore.proto import gfs_pb2 as pb
 
 QUICK: dict[str, Any] = {"suspect_seconds": 3.0, "down_seconds": 6.0}
@@ -391,3 +392,36 @@ async def test_a_file_made_while_a_server_had_no_room_gets_its_last_replica_late
             while len((await replicas_of(cluster, client, "/f"))[0]) < 3:
                 await trio.sleep(1)
         await check_equal(cluster, client, "/f", 3)
+
+
+async def test_deleted_files_come_last(autojump_clock: trio.testing.MockClock) -> None:
+    """Those in the trash have their replicas made up for when nothing else is left to do [0071]."""
+    async with memory_cluster(
+        chunkservers=4, clones_max=1, clones_per_server_max=1, clone_bytes_per_second=400_000, **QUICK
+    ) as cluster, cluster.client() as client:  # fmt: skip
+        paths = Paths(client, 1, 1)
+        for number in range(30):
+            await paths.write(f"/f{number}", bytes([number]) * 100_000)
+        await trio.sleep(150)  # simulated: all leases are given back
+        for number in range(0, 30, 2):
+            await paths.remove(f"/f{number}")
+        kept = [entry.attr.inode for entry in await paths.list("/")]
+        trash = [entry.attr.inode for entry in await paths.list_inode(TRASH_INODE)]
+        assert len(kept) == len(trash) == 15
+        await cluster.kill("cs1")
+        await until(client, lambda status: status["repairing"]["running"], "the first clone")
+
+        async def missing(inodes: list[int]) -> int:
+            found = 0
+            for inode in inodes:
+                chunk = (await client.file_info(inode))["chunks"][0]
+                found += sum(replica["state"] == "good" for replica in chunk["replicas"]) < 3
+            return found
+
+        seen = []
+        while not healed(await client.status()):
+            seen.append((await missing(kept), await missing(trash)))
+            await trio.sleep(0.3)
+        most = max(there for _, there in seen)
+        assert most > 3
+        assert all(there >= most - 1 for here, there in seen if here > 1), seen  # one may be under way

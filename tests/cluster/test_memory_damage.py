@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -230,6 +231,46 @@ async def test_when_every_replica_is_damaged_nothing_is_deleted_and_the_good_blo
                 for name in ("master", *cluster.names):
                     await cluster.start(name)
                 await trio.sleep(10)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("chunkservers", [3, 5])
+async def test_what_is_damaged_in_different_places_is_put_together(
+    autojump_clock: trio.testing.MockClock, chunkservers: int, seed: int
+) -> None:
+    """Every block and checksum of one replica only, but every replica somewhere: nothing is lost, all is repaired."""
+    rng = random.Random(seed)
+    async with memory_cluster(chunkservers, server_options=EAGER) as cluster, cluster.client() as client:
+        paths = Paths(client, 1, 1)
+        contents = {f"/f{number}": rng.randbytes(rng.randrange(3, 9) * BLOCK_BYTES + 100) for number in range(6)}
+        for path, data in contents.items():
+            await paths.write(path, data)
+        await trio.sleep(3)
+        before = await chunks_of(client, list(contents))
+        for chunk in before.values():
+            hosts = [replica["address"].split(":")[0] for replica in chunk["replicas"]]
+            rng.shuffle(hosts)
+            handle = int(chunk["handle"], 16)
+            for block, host in enumerate(hosts):
+                table = fmt.TABLE_START + 4 * block
+                place = rng.choice([DATA_START + block * BLOCK_BYTES + rng.randrange(BLOCK_BYTES), table])
+                cluster.disks[host].corrupt(chunk_path(handle), place, 1 << rng.randrange(8))
+            if seed == 2:  # and one that does not even know how much it has
+                cluster.disks[hosts[0]].corrupt(chunk_path(handle), rng.randrange(3) * fmt.PAGE_BYTES + 100)
+
+        async def repaired() -> bool:
+            status = await client.status()
+            found = await states(client, list(contents))
+            by_chunk = Counter((path, index) for (path, index, _), state in found.items() if state == "good")
+            settled = set(found.values()) == {"good"} and set(by_chunk.values()) == {3}
+            return settled and sum(server["scrub"]["bad"] for server in status["chunkservers"]) >= 2 * len(before)
+
+        await wait_until(repaired, 600)
+        assert (await client.status())["chunks"]["lost"] == 0
+        for path, data in contents.items():
+            assert await Paths(client).read(path) == data
+        for path in contents:
+            assert set((await states(client, [path])).values()) == {"good"}
 
 
 async def killed_with_an_uncommitted_length(cluster: MemoryCluster) -> tuple[int, int]:

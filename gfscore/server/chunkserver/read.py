@@ -68,10 +68,11 @@ class Reads:
             try:
                 length, tail_checksum, table = await self._node.io.run(replica.chunk.block_checksums)
                 clients = replica.chunk.append_table_bytes()
+                doubtful = replica.chunk.doubtful
             finally:
                 replica.lock.release()
         context.reply_payload(table)
-        return pb.BlocksReply(length=length, tail_checksum=tail_checksum, clients=clients)
+        return pb.BlocksReply(length=length, tail_checksum=tail_checksum, clients=clients, doubtful=doubtful)
 
     @contextmanager
     def _watched(self, handle: int) -> Iterator[None]:

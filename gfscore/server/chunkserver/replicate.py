@@ -1,7 +1,8 @@
 """Copying a chunk from another server when the master asks for it: re-replication and moves [0069]-[0074].
 
 The source verifies what it sends, this side verifies what arrives, and a finished copy equals the source by the
-checksums of all its blocks. The append table travels along, so that a retry is recognised here too (rule 14).
+checksums of all its blocks; only a block that is damaged there comes from another server. The append table travels
+along, so that a retry is recognised here too (rule 14).
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import trio
 
 from gfscore.checksum import crc32c
 from gfscore.errors import Code, GfsError
+from gfscore.ids import BLOCK_BYTES
 from gfscore.proto import gfs_pb2 as pb
-from gfscore.replica.reconcile import BlockState, CopyStep, plan_copy
+from gfscore.replica.reconcile import BlockState, CopyStep, plan_copy, with_checksums
 from gfscore.rpc.transport import CallContext, Channel
 from gfscore.storage.buffers import PooledBuffer
 from gfscore.storage.chunk_copy import IncomingCopy
@@ -92,17 +94,23 @@ class Replication:
 
     async def _copy(self, request: pb.ReplicateRequest, reply: pb.ReplicateReply) -> None:
         node, handle = self._node, request.handle
-        address = (request.source.address.host, request.source.address.port)
         copy = self._copies.get(handle)
         if copy is None:
             copy = self._copies[handle] = await node.io.run(IncomingCopy, node.store, handle, request.version)
-        try:
-            async with node.peers.push(address) as stream:
-                await _Transfer(node, cast(Channel, stream), request, reply, copy.chunk).run()
-        except GfsError as error:
-            if error.code is Code.UNREACHABLE:  # the connection could not even be opened
-                raise SourceFailed(error) from error
-            raise
+        servers = [request.source, *request.others]
+        failure: SourceFailed | None = None
+        for number, source in enumerate(servers):
+            others = servers[:number] + servers[number + 1 :]
+            try:
+                await self._copy_from(source, others, request, reply, copy)
+                break
+            except SourceFailed as error:
+                failure = failure or error
+                if error.error.code is not Code.CHECKSUM_MISMATCH:
+                    raise failure from error
+        else:
+            assert failure is not None
+            raise failure
         reply.length = await node.io.run(lambda: copy.chunk.length)
         if request.finish:
             await node.replicas.take_copy(copy, request.version)
@@ -114,17 +122,38 @@ class Replication:
             )  # fmt: skip
 
 
+    async def _copy_from(
+        self, source: pb.Server, others: list[pb.Server], request: pb.ReplicateRequest, reply: pb.ReplicateReply,
+        copy: IncomingCopy,
+    ) -> None:  # fmt: skip
+        node = self._node
+        try:
+            async with node.peers.push(_address(source)) as stream:
+                await _Transfer(node, cast(Channel, stream), others, request, reply, copy.chunk).run()
+        except GfsError as error:
+            if error.code is Code.UNREACHABLE:  # the connection could not even be opened
+                raise SourceFailed(error) from error
+            raise
+
+
+def _address(server: pb.Server) -> tuple[str, int]:
+    return server.address.host, server.address.port
+
+
 class _Transfer:
     """One request: the bytes that this side lacks, several pieces under way at once. Counts into `reply`."""
 
     def __init__(
-        self, node: Node, source: Channel, request: pb.ReplicateRequest, reply: pb.ReplicateReply, chunk: Chunk
-    ) -> None:
+        self, node: Node, source: Channel, others: list[pb.Server], request: pb.ReplicateRequest,
+        reply: pb.ReplicateReply, chunk: Chunk,
+    ) -> None:  # fmt: skip
         self._node = node
         self._source = source
+        self._others = others
         self._request = request
         self._reply = reply
         self._chunk = chunk
+        self._mended: dict[int, int] = {}  # block that the source could not read → its checksum elsewhere
         self._began = node.env.clock.boottime()
 
     async def run(self) -> None:
@@ -148,14 +177,10 @@ class _Transfer:
 
     async def _their_state(self) -> BlockState:
         request = pb.BlocksRequest(handle=self._request.handle, version=self._request.version)
-        reply, table = await self._ask("Blocks", request, None)
-        return BlockState(reply.length, reply.tail_checksum, bytes(table), reply.clients)
-
-    async def _ask(self, method: str, request: Any, into: memoryview | None) -> tuple[Any, memoryview]:
-        try:
-            return await self._source.call(method, request, timeout=_CALL_SECONDS, reply_into=into)
-        except GfsError as error:
-            raise SourceFailed(error) from error
+        reply, table = await _ask(self._source, "Blocks", request, None)
+        if reply.doubtful:
+            raise SourceFailed(GfsError(Code.CHECKSUM_MISMATCH, "how much the source has is not sure"))
+        return with_checksums(BlockState(reply.length, reply.tail_checksum, bytes(table), reply.clients), self._mended)
 
     async def _take(self, steps: list[CopyStep], clients: bytes) -> None:
         """Carry out the steps in their order, a few of them asked for ahead."""
@@ -196,26 +221,57 @@ class _Transfer:
 
     async def _fetch(self, piece: _Piece) -> None:
         step = piece.step
-        if step.size:
-            request = pb.ReadRequest(
-                handle=self._request.handle, version=self._request.version, offset=step.offset, length=step.size
-            )
-            try:
-                reply, piece.data = await self._ask("Read", request, piece.buffer.view)
-                piece.checksum = reply.checksum
-                if len(piece.data) != step.size:
-                    piece.failure = SourceFailed(
-                        GfsError(Code.NOT_READY, "the replica became shorter while it was copied")
-                    )
-            except SourceFailed as error:
-                piece.failure = error
+        try:
+            if step.size:
+                view = piece.buffer.view[: step.size]
+                try:
+                    piece.checksum = await self._read(self._source, step.offset, view)
+                except SourceFailed as failed:
+                    if failed.error.code is not Code.CHECKSUM_MISMATCH or not self._others:
+                        raise
+                    piece.checksum = await self._put_together(step.offset, view)
+                piece.data = view
+        except SourceFailed as error:
+            piece.failure = error
         piece.here.set()
+
+    async def _read(self, source: Channel, offset: int, view: memoryview) -> int:
+        """Fill `view`; the checksum that came with the bytes. Raises SourceFailed."""
+        request = pb.ReadRequest(
+            handle=self._request.handle, version=self._request.version, offset=offset, length=len(view)
+        )
+        reply, data = await _ask(source, "Read", request, view)
+        if len(data) != len(view):
+            raise SourceFailed(GfsError(Code.NOT_READY, "the replica became shorter while it was copied"))
+        return int(reply.checksum)
+
+    async def _put_together(self, offset: int, view: memoryview) -> int:
+        """As `_read`, block by block, each from the first server that has it undamaged."""
+        for start in range(0, len(view), BLOCK_BYTES):
+            block = view[start : start + BLOCK_BYTES]
+            try:
+                checksum = await self._read(self._source, offset + start, block)
+            except SourceFailed as failed:
+                checksum = await self._read_elsewhere(offset + start, block, failed)
+                self._mended[(offset + start) // BLOCK_BYTES] = checksum
+            if crc32c(block) != checksum:
+                raise _changed_on_the_way()
+        return crc32c(view)
+
+    async def _read_elsewhere(self, offset: int, block: memoryview, failure: SourceFailed) -> int:
+        for other in self._others:
+            try:
+                async with self._node.peers.push(_address(other)) as stream:
+                    return await self._read(cast(Channel, stream), offset, block)
+            except (SourceFailed, GfsError) as error:
+                log.info("event=block_not_there server=%s offset=%d error=%r", other.id, offset, str(error))
+        raise failure
 
     def _store(self, piece: _Piece, clients: bytes) -> None:
         """In a thread."""
         step = piece.step
         if crc32c(piece.data) != piece.checksum:
-            raise SourceFailed(GfsError(Code.UNREACHABLE, "bytes were changed on their way from the source"))
+            raise _changed_on_the_way()
         if step.size and step.offset >= self._chunk.length:
             self._chunk.write([(step.offset, piece.data)])
         else:
@@ -229,6 +285,17 @@ class _Transfer:
             ahead = self._began + self._reply.copied_bytes / limit - clock.boottime()
             if ahead > 0:
                 await clock.sleep(ahead)
+
+
+async def _ask(source: Channel, method: str, request: Any, into: memoryview | None) -> tuple[Any, memoryview]:
+    try:
+        return await source.call(method, request, timeout=_CALL_SECONDS, reply_into=into)
+    except GfsError as error:
+        raise SourceFailed(error) from error
+
+
+def _changed_on_the_way() -> SourceFailed:
+    return SourceFailed(GfsError(Code.UNREACHABLE, "bytes were changed on their way from the source"))
 
 
 class _Piece:

@@ -92,10 +92,12 @@ class Cloning:
         seconds = _CALL_SECONDS + self._config.chunk_size / (limit or _BYTES_PER_SECOND_MIN)
         if hurry:
             seconds, limit = _FINISH_SECONDS, 0
+        known = [*self._servers.replicas(handle), *self._servers.damaged(handle)]
+        others = [server.message for server in known if server.id != source.id and self._servers.is_up(server)]
         await self._state.flushed()  # the version that the destination is told must not be forgotten
         request = pb.ReplicateRequest(
             handle=handle, version=version, source=source.message, bytes_per_second=limit, finish=finish,
-            epoch=destination.epoch,
+            epoch=destination.epoch, others=others,
         )  # fmt: skip
         try:
             reply, _ = await destination.channel.call("Replicate", request, timeout=seconds)

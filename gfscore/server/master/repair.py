@@ -80,7 +80,7 @@ class Repair:
                 continue
             if self._scan_wanted:
                 self._scan_wanted = False
-                self._view.note_deleted()
+                await self._view.note_deleted()
                 await self._judge_all(list(self._servers.locations))
             dirty, self._servers.dirty = self._servers.dirty, set()
             await self._judge_all(list(dirty))
@@ -141,7 +141,8 @@ class Repair:
 
     def _accept(self, handle: int, level: int) -> bool:
         """Whether a clone of this chunk can begin now; who takes part is in `_plan` then."""
-        sources = [server for server in self._servers.replicas(handle) if not server.gone]
+        good = [server for server in self._servers.replicas(handle) if not server.gone]
+        sources = good or self._servers.damaged(handle)
         others = [server for server in self._servers.usable() if self._may_get(server, handle, level)]
         if not sources or not others:
             self._hopeless.append((handle, level))
@@ -151,7 +152,7 @@ class Repair:
         free = [server for server in others if self._slots.takes(server.id)]
         if source_id is None or not free:
             return False
-        existing = [s for s in sources if self._servers.counts(s) and s.id not in self._servers.draining]
+        existing = [s for s in good if self._servers.counts(s) and s.id not in self._servers.draining]
         failed = self._tries.get(handle, (0, []))[1]
         try:
             chosen = choose_servers(

@@ -1,18 +1,24 @@
 """The chunkservers as the repair core sees them, and its judgement of chunks, remembered per set of servers.
 
-A million chunks lie on a few hundred different sets, so most judgements are a look into a table. Nothing waits here.
+A million chunks lie on a few hundred different sets, so most judgements are a look into a table.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
+
+import trio
+
 from gfscore.metadata.chunks import file_handles, find_chunk, unpack_chunk
 from gfscore.metadata.inodes import FileType, load
-from gfscore.metadata.keys import pack8
-from gfscore.metadata.remove import orphans
-from gfscore.metadata.repair import NOTHING, Action, Need, Site, assess
-from gfscore.metadata.tables import CHUNKS
+from gfscore.metadata.keys import pack8, unpack8
+from gfscore.metadata.repair import NOTHING, SALVAGE, Action, Need, Site, assess
+from gfscore.metadata.tables import CHUNKS, ORPHANS, TRASH
 from gfscore.server.master.servers import Replicas, Servers, ServerState
 from gfscore.server.master.state import MasterState
+
+_SLICE = 1000  # deleted files looked at between two chances for others
 
 
 class RepairView:
@@ -52,23 +58,33 @@ class RepairView:
             use=server.used_bytes / server.total_bytes if server.total_bytes else 0.0,
         )  # fmt: skip
 
-    def note_deleted(self) -> None:
-        """Learn which chunks belong to deleted files only: they come last [0071]."""
+    async def note_deleted(self) -> None:
+        """Learn which chunks belong to deleted files only, open ones or in the trash: they come last [0071]."""
         tables = self._state.tables
-        self._deleted.clear()
-        for inode in orphans(tables):
-            record = load(tables, inode)
-            if record.type is not FileType.FILE:
-                continue
+        deleted: set[int] = set()
+        for table in (ORPHANS, TRASH):
+            after = b""
+            while rows := list(islice(tables.range(table, after, None), _SLICE)):
+                for key, _ in rows:
+                    deleted.update(self._chunks_only_of(unpack8(key)))
+                after = rows[-1][0] + b"\0"
+                await trio.lowlevel.checkpoint()
+        self._deleted = deleted
+
+    def _chunks_only_of(self, inode: int) -> Iterator[int]:
+        tables = self._state.tables
+        record = load(tables, inode)
+        if record.type is FileType.FILE:
             for handle in file_handles(tables, record):
                 chunk = find_chunk(tables, handle)
                 if chunk is not None and chunk.references == 1:
-                    self._deleted.add(handle)
+                    yield handle
 
     def need(self, handle: int) -> Need:
         """What the chunk needs now. NOTHING also where nobody could help, and where there is nothing to copy yet."""
-        known = self._servers.locations.get(handle)
-        if not known:
+        known = self._servers.locations.get(handle, ())
+        damaged = handle in self._servers.stale and bool(self._servers.damaged(handle))
+        if not known and not damaged:
             return NOTHING
         raw = self._state.tables.get(CHUNKS, pack8(handle))
         if raw is None:
@@ -76,6 +92,8 @@ class RepairView:
         chunk = unpack_chunk(raw)
         if not chunk.used:
             return NOTHING
+        if damaged and not any(site.live for site in self.sites_of(handle)):
+            return SALVAGE
         goal = chunk.goal
         key = (known, goal, handle in self._deleted)
         need = self._needs.get(key)

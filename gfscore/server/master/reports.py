@@ -95,7 +95,7 @@ class Reports:
         if lease is not None and any(member.id == server.id for member in lease.replicas):
             lease.broken = True  # above all when it is the primary: the next grant is another one's
         if not self._servers.replicas(handle):
-            log.error("event=chunk_lost chunk=%016x reason='no replica of it is undamaged'", handle)
+            log.error("event=no_undamaged_replica chunk=%016x", handle)
 
     def _adopt(self, server: ServerState, handle: int, version: int) -> None:
         """A version that was made durable there but never logged: it is the newest nevertheless (rule 1)."""

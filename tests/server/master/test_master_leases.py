@@ -473,24 +473,3 @@ async def test_a_chunk_whose_replicas_are_all_damaged_is_not_replaced(world: Any
     with pytest.raises(GfsError) as caught:
         await client.lease(made.attr.inode, stale_version=1)
     assert caught.value.code is Code.NOT_READY
-
-
-async def test_a_copy_that_is_made_too_late_is_no_member_of_the_new_set(world: Any, autojump_clock: Any) -> None:
-    servers = await world.three_servers()
-    client = await world.client("c1")
-    made = await client.create(b"f", with_chunk=True)
-    body = pb.GrantBody.FromString(made.grant.body)
-    world.written(body, 100)
-    await client.commit(made.attr.inode, 100)
-    await client.change("Snapshot", pb.SnapshotRequest(source=made.attr.inode, new_parent=1, new_name=b"s"))
-    late = servers[body.replicas[2].id]
-
-    async def slow(method: str) -> None:
-        if method == "Clone":
-            await trio.sleep(4)
-
-    late.before = slow
-    _, new = await client.lease(made.attr.inode)
-    assert new.handle != body.handle and late.name not in {replica.id for replica in new.replicas}
-    await trio.sleep(5)
-    assert late.replicas[new.handle][0] == 1 < new.version, "the late copy cannot be taken for a current one"
