@@ -73,21 +73,27 @@ class WriterTable:
     __slots__ = ("_by_client", "_by_inode")
 
     def __init__(self) -> None:
-        self._by_inode: dict[int, set[int]] = {}
+        self._by_inode: dict[int, dict[int, int]] = {}  # inode → client → its latest request for a lease
         self._by_client: dict[int, set[int]] = {}
 
-    def add(self, inode: int, client: int) -> int | None:
-        """`client` writes `inode`. The client that was the only writer until now and no longer is, if any."""
-        writers = self._by_inode.setdefault(inode, set())
-        if client in writers:
-            return None
-        former = next(iter(writers)) if len(writers) == 1 else None
-        writers.add(client)
+    def add(self, inode: int, client: int, request: int = 0) -> int | None:
+        """`client` writes `inode`; it asked for that with its `request`, numbered by the client. The client that was
+        the only writer until now and no longer is, if any."""
+        writers = self._by_inode.setdefault(inode, {})
+        former = next(iter(writers)) if len(writers) == 1 and client not in writers else None
+        writers[client] = max(request, writers.get(client, 0))
         self._by_client.setdefault(client, set()).add(inode)
         return former
 
+    def release(self, inode: int, client: int, request: int) -> bool:
+        """As `remove`, asked for with `request`: one that was sent before the client asked for its latest lease, and
+        arrives after that, releases nothing."""
+        if self._by_inode.get(inode, {}).get(client, 0) > request:
+            return False
+        return self.remove(inode, client)
+
     def remove(self, inode: int, client: int) -> bool:
-        """`client` has released `inode`. True when nobody writes it (any more)."""
+        """`client` does not write `inode` any more. True when nobody does."""
         of_client = self._by_client.get(client)
         if of_client is not None:
             of_client.discard(inode)
@@ -96,14 +102,14 @@ class WriterTable:
         writers = self._by_inode.get(inode)
         if writers is None:
             return True
-        writers.discard(client)
+        writers.pop(client, None)
         if writers:
             return False
         del self._by_inode[inode]
         return True
 
     def writers(self, inode: int) -> Collection[int]:
-        return self._by_inode.get(inode, frozenset())
+        return self._by_inode.get(inode, {}).keys()
 
     def sole_writer(self, inode: int) -> int | None:
         """The only client that writes it; None for nobody or several."""

@@ -44,4 +44,9 @@ def test_writers_come_and_go() -> None:
     assert not writers.remove(1, 10) and writers.remove(1, 12) and writers.remove(1, 12)
     writers.add(3, 10)
     writers.drop_inode(3)
+    writers.add(4, 10, request=7)
+    assert not writers.release(4, 10, request=6), "sent before the lease was asked for, and late"
+    assert writers.is_sole(4, 10)
+    writers.add(4, 10, request=5)  # repeated by the network
+    assert not writers.release(4, 10, request=6) and writers.release(4, 10, request=8)
     assert not writers.writers(3) and not writers.inodes(10)

@@ -115,7 +115,7 @@ class Leasing:
                 mark_pending(tx, request.inode)
                 self._state.commit(tx)
                 self._leases.all_known.add(request.inode)
-            former = self._leases.writers.add(request.inode, client)
+            former = self._leases.writers.add(request.inode, client, request.id.request_id)
             self._sessions.watch(session, request.inode)
         item = Item(
             inode=request.inode, attr=not before.length_pending, chunks=chunks_changed, writers=former is not None

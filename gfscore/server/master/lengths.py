@@ -102,7 +102,8 @@ class Lengths:
             for length in request.lengths:
                 try:
                     counts = self._counts(length.inode, client)
-                    nobody_left = length.release and self._leases.writers.remove(length.inode, client)
+                    writers = self._leases.writers
+                    nobody_left = length.release and writers.release(length.inode, client, request.id.request_id)
                     if nobody_left and not self._is_settled(length.inode):
                         self.unsettled.add(length.inode)
                         nobody_left = False

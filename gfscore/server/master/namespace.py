@@ -164,7 +164,7 @@ class Namespace:
         self._servers.set_replicas(handle, list(replicas))
         lease = self._leasing.granted(record, 0, handle, 1, replicas, policy, fresh=True)
         lease.given.add(session.client_id)
-        self._leases.writers.add(record.inode, session.client_id)
+        self._leases.writers.add(record.inode, session.client_id, request.id.request_id)
         self._leases.all_known.add(record.inode)
         reply.attr.length_pending = True
         reply.grant.CopyFrom(lease.grant)

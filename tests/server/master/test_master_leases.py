@@ -473,3 +473,20 @@ async def test_a_chunk_whose_replicas_are_all_damaged_is_not_replaced(world: Any
     with pytest.raises(GfsError) as caught:
         await client.lease(made.attr.inode, stale_version=1)
     assert caught.value.code is Code.NOT_READY
+
+
+async def test_a_release_that_arrives_after_a_newer_lease_releases_nothing(world: Any, autojump_clock: Any) -> None:
+    """A client closed the file, its commit was lost and sent again; by then it had opened the file and writes."""
+    servers = await world.three_servers()
+    client = await world.client("c1")
+    made = await client.create(b"f", with_chunk=True)
+    body = pb.GrantBody.FromString(made.grant.body)
+    world.written(body, 100)
+    client.requests += 1
+    late = client.requests
+    await client.lease(made.attr.inode)
+    commit = pb.CommitRequest()
+    commit.lengths.add(inode=made.attr.inode, size=100, release=True)
+    await client.change("Commit", commit, late)
+    await client.change("Snapshot", pb.SnapshotRequest(source=made.attr.inode, new_parent=1, new_name=b"s"))
+    assert "Revoke" in servers[body.primary].asked, "nobody may write into the snapshot"
