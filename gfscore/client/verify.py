@@ -136,27 +136,30 @@ class Verifier:
             self._at_once.release()
 
     async def _look_again(self, chunk: _Chunk) -> None:
-        """Keep the problems that are still there."""
-        before = {(problem.kind, problem.server) for problem in chunk.problems}
-        await self._look_anew(chunk)
+        """Keep the problems that are still there, and what was certain: it may be repaired by now, and was there."""
+        before = {(problem.kind, problem.server): problem for problem in chunk.problems}
+        if not await self._look_anew(chunk):
+            return
+        now = {(problem.kind, problem.server): problem for problem in chunk.problems}
         chunk.problems = [
-            problem
-            for problem in chunk.problems
-            if problem.kind in CERTAIN or (problem.kind, problem.server) in before
+            *(problem for key, problem in before.items() if problem.kind in CERTAIN and key not in now),
+            *(problem for key, problem in now.items() if problem.kind in CERTAIN or key in before),
         ]
 
-    async def _look_anew(self, chunk: _Chunk) -> None:
+    async def _look_anew(self, chunk: _Chunk) -> bool:
+        """Whether the chunk is still there and nobody else's business."""
         info = await self._file_info(chunk.inode)
         message = info.chunks[chunk.index] if info is not None and chunk.index < len(info.chunks) else None
         if info is None or message is None or not message.handle:
             chunk.problems = []  # the file, or this part of it, is gone
-            return
+            return False
         if message.handle != chunk.handle and message.handle in self._seen:
             chunk.problems = []  # another file's business
-            return
+            return False
         chunk.handle = message.handle
         self._seen.add(message.handle)
         chunk.problems = await self._look(chunk, message)
+        return True
 
     async def _each(self, chunks: Collection[_Chunk], look: Callable[[_Chunk], Any]) -> None:
         async def one(chunk: _Chunk) -> None:

@@ -102,6 +102,25 @@ async def test_every_kind_of_problem_is_named_by_its_path(autojump_clock: trio.t
         assert (await fsck(client, "/fine")).problems == []
 
 
+async def test_damage_that_is_repaired_while_it_looks_is_named(autojump_clock: trio.testing.MockClock) -> None:
+    """The repair begins with what fsck itself finds, and is often done before a second look."""
+    async with memory_cluster(server_options=QUIET) as cluster, cluster.client() as client:
+        paths = Paths(client, 1, 1)
+        await paths.write("/f", bytes(CHUNK_BYTES))
+        path = await replica_path(client, "/f")
+        await released(client)
+        cluster.disks["cs1"].corrupt(path, DATA_START + 7)
+        cluster.disks["cs2"].unlink(path)
+        verifier = client.verifier(lambda _more, _verified: None)
+        await verifier.check("/f", (await paths.stat("/f")).inode)
+        assert await found(client, verifier) == [("/f", 0, "corrupt", "cs1"), ("/f", 0, "missing", "cs2")]
+        with trio.fail_after(60):
+            while (await fsck(client)).problems:
+                await trio.sleep(1)
+        await verifier.settle()
+        assert await found(client, verifier) == [("/f", 0, "corrupt", "cs1")]
+
+
 async def test_a_server_that_is_down_and_what_it_missed(autojump_clock: trio.testing.MockClock) -> None:
     async with memory_cluster(server_options=QUIET, clones_max=0) as cluster, cluster.client() as client:
         paths = Paths(client, 1, 1)
