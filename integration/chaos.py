@@ -163,12 +163,19 @@ class Chaos:
             self._loadless.add(name)
         self._due.append((time.monotonic() + seconds, name, partial(self._start, name)))
 
-    def _start(self, name: str) -> None:
-        if name in self.cluster.mounts:  # this machine's programs died with it
-            for worker in self._workers.values():
-                if worker.mount == name and worker.process.poll() is None:
-                    worker.process.kill()
-                    worker.process.wait(END_SECONDS)
+    def _start(self, name: str, limit: float | None = None) -> None:
+        """`limit`: until when the programs that die with a mount have to be gone (monotonic)."""
+        left = [worker for worker in self._workers.values() if worker.mount == name and worker.process.poll() is None]
+        if left:  # this machine's programs died with it
+            for worker in left:
+                worker.process.kill()
+            now = time.monotonic()
+            limit = limit or now + END_SECONDS
+            if now > limit:
+                raise ChaosFailed(f"programs of {name} do not end: their last lines are {self._last_lines(left[0])}")
+            # One that waits for the other mount cannot end before that goes on, if it is stopped.
+            self._due.append((now + 0.1, name, partial(self._start, name, limit)))
+            return
         self.cluster.start(name)
         self._note(f"{name} is started again")
 
@@ -181,9 +188,9 @@ class Chaos:
         self._note(f"{name} goes on")
 
     def _resume_all(self) -> None:
-        for _, _, back in sorted(self._due, key=lambda entry: entry[0]):
-            back()
-        self._due.clear()
+        self._due = [(0.0, name, back) for _, name, back in sorted(self._due, key=lambda entry: entry[0])]
+        while self._due:
+            self._settle(0.1)
         self._note("all are resumed")
 
     # ------------------------------------------------------------ the end

@@ -209,7 +209,7 @@ class Verifier:
             what = f"lengths {lengths}" if len(lengths) > 1 else "contents"
             add("unequal", f"{len(sound)} replicas of version {message.version} have different {what}")
         if not sound and not any(problem.kind == "unreachable" for problem in problems):
-            add("lost", "no good replica is left")
+            add("lost", "no undamaged replica is left")
         elif len(sound) + sum(bool(problem.server) for problem in problems) < message.goal:
             add("under_replicated", f"{len(sound)} good replicas of {message.goal} wanted")
         if len(sound) > message.goal:

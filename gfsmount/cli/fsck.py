@@ -22,7 +22,7 @@ def command(path: str | None, as_json: bool, master: str | None, repair: bool, w
     """Read and verify every replica of every chunk of PATH (default: all). Exit status 1 if something is wrong.
 
     Kinds of problems: corrupt, missing, stale (an older version), unreachable (its chunkserver), unequal (replicas
-    that should be the same and are not), under_replicated, over_replicated, lost (no good replica is left).
+    that should be the same and are not), under_replicated, over_replicated, lost (no undamaged replica is left).
     """
     import trio
 
