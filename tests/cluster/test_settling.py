@@ -25,6 +25,18 @@ async def all_is_well(client: Client, seconds: float = SETTLED_SECONDS) -> None:
     raise AssertionError(f"still not well: {problems}")
 
 
+async def all_report(client: Client, seconds: float = SETTLED_SECONDS) -> None:
+    with trio.fail_after(seconds):
+        while (await client.status())["safe_mode"]["active"]:
+            await trio.sleep(0.1)
+
+
+async def settled(client: Client, path: str, seconds: float = SETTLED_SECONDS) -> None:
+    with trio.fail_after(seconds):
+        while (await Paths(client).stat(path)).length_pending:
+            await trio.sleep(1)
+
+
 async def leave_unequal(cluster: MemoryCluster, client: Client, path: str, *, cut: bool = False) -> str:
     """The writer dies, and so does the primary, before what it had applied came to the others; which one it is.
     `cut`: it has lost its end too, so that it is not the one that others are made equal to."""
@@ -65,6 +77,27 @@ async def test_a_mutation_that_was_half_done_when_writer_and_primary_died(
         assert not (await Paths(observer).stat("/f")).length_pending
         name = await replica_path(observer, "/f")
         assert len({cluster.disks[host].contents(name)[DATA_START:] for host in cluster.names}) == 1
+        cluster.network.reconnect("client", "master")
+
+
+async def test_a_replica_that_is_away_while_a_new_master_settles_the_file(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its version is the recorded one, and those that answer agree: it was taken back as it was, once."""
+    async with (
+        memory_cluster(server_options=QUIET, **LEASE) as cluster,
+        cluster.client("observer", caching=False) as observer,
+        cluster.client() as client,
+    ):
+        await Paths(client, 1, 1).write("/f", b"")
+        primary = await leave_unequal(cluster, client, "/f")
+        await cluster.restart("master")
+        await cluster.start(primary)
+        await all_report(observer)
+        await cluster.kill(primary)
+        await settled(observer, "/f")
+        await cluster.start(primary)
+        await all_is_well(observer)
         cluster.network.reconnect("client", "master")
 
 
@@ -109,6 +142,40 @@ async def test_a_chunk_inside_the_file_that_its_writer_never_wrote_is_a_hole(
         chunks = (await observer.file_info(inode))["chunks"]
         assert [chunk["index"] for chunk in chunks if int(chunk["handle"], 16)] == [0]
         assert await Paths(observer).read("/f") == b"begin".ljust(4 * CHUNK_BYTES, b"\0")
+        cluster.network.reconnect("client", "master")
+
+
+async def test_a_chunk_that_nobody_used_becomes_a_hole_though_its_file_was_settled_before_that_was_sure(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """While a server is away that might have it, nobody can know; and then the master starts again."""
+    async with (
+        memory_cluster(server_options=QUIET, **LEASE) as cluster,
+        cluster.client("observer", caching=False) as observer,
+        cluster.client() as client,
+    ):
+        paths = Paths(client, 1, 1)
+        await paths.write("/f", b"begin")
+        await paths.write("/f", b"end", 3 * CHUNK_BYTES)
+        inode = (await paths.stat("/f")).inode
+        await client.setattr(inode, AttrChanges(size=4 * CHUNK_BYTES))
+        await client.open(inode, write=True)
+        for index in (1, 2):
+            await client._chunks.grant(inode, index, None)
+        cluster.network.crash("client")
+        cluster.network.disconnect("client", "master")
+        await cluster.restart("master")
+        await all_report(observer)
+        await cluster.kill("cs1")
+        await settled(observer, "/f")
+        await cluster.restart("master")
+        await cluster.start("cs1")
+        await trio.sleep(SETTLED_SECONDS)
+        chunks = (await observer.file_info(inode))["chunks"]
+        assert [chunk["index"] for chunk in chunks if int(chunk["handle"], 16)] == [0, 3]
+        assert await Paths(observer).read("/f") == (b"begin".ljust(3 * CHUNK_BYTES, b"\0") + b"end").ljust(
+            4 * CHUNK_BYTES, b"\0"
+        )
         cluster.network.reconnect("client", "master")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,14 @@ from gfscore.server.master.calls import Calls
 from gfscore.server.master.chunk_calls import ChunkCalls
 from gfscore.server.master.leases import LeaseBook
 from gfscore.server.master.repair import Repair
+from gfscore.server.master.scanning import slices
 from gfscore.server.master.servers import CORRUPT, Servers, ServerState
 from gfscore.server.master.sessions import Sessions
 from gfscore.server.master.state import MasterState
 
 _PAGE_BYTES = 4096
-_COUNTED_AT_ONCE = 1000  # chunks, between two chances for other calls
-_HEALTH_SECONDS = 1.0  # a count of all chunks is good for so long
+_MANY_CHUNKS = 1000  # a count of so many is good for a while
+_HEALTH_SECONDS = 1.0
 _WRITTEN_SECONDS = 10.0  # after so long the first write of a granted chunk has been reported
 _FILE_INFO_CHUNKS_MAX = 100_000
 
@@ -132,9 +132,7 @@ class Admin:
                 return self._health
             healthy = under = over = lost = 0
             on_draining: Counter[str] = Counter()
-            start = b""
-            while True:
-                rows = list(islice(self._state.tables.range(CHUNKS, start, None), _COUNTED_AT_ONCE))
+            async for rows in slices(self._state.tables, CHUNKS):
                 for key, raw in rows:
                     servers = self._servers.replicas(unpack8(key))
                     if self._servers.draining:
@@ -155,13 +153,10 @@ class Admin:
                         under += 1
                     else:
                         lost += 1
-                if len(rows) < _COUNTED_AT_ONCE:
-                    break
-                start = rows[-1][0] + b"\0"
-                await trio.lowlevel.checkpoint()
             self._on_draining = on_draining
             self._health = (healthy, under, over, lost)
-            self._health_until = self._env.clock.boottime() + (_HEALTH_SECONDS if len(rows) and start else 0.0)
+            good_for = _HEALTH_SECONDS if sum(self._health) > _MANY_CHUNKS else 0.0
+            self._health_until = self._env.clock.boottime() + good_for
             return self._health
 
     # ------------------------------------------------------------ FileInfo

@@ -6,7 +6,8 @@ any of the replicas is as good as another; but they have to agree, or a file say
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import trio
 
@@ -73,18 +74,22 @@ class Equalizing:
             fenced.length, fenced.equal = length, True
             self._leases.settled(handle)
 
-    async def differing(self, handles: Collection[int]) -> list[int]:
-        """Of these chunks, those whose replicas have different contents, as far as they answer."""
+    async def doubtful(self, handles: Collection[int]) -> list[int]:
+        """Of these chunks, those whose replicas are not known to have equal contents: somebody answers otherwise, or
+        somebody does not answer who may come back with a replica of the recorded version."""
         by_server: dict[ServerState, list[int]] = {}
         for handle in handles:
-            servers = self._servers.replicas(handle)
-            for server in servers if len(servers) > 1 else ():
+            for server in self._servers.replicas(handle):
                 by_server.setdefault(server, []).append(handle)
         found = await self._calls.inspect(by_server, digest=True)
-        differing = []
-        for handle in handles:
-            chunk = find_chunk(self._state.tables, handle)
-            answers = [item for _, item in found.get(handle, ()) if not item.error]
-            if chunk is not None and len({item.digest for item in answers if item.version == chunk.version}) > 1:
-                differing.append(handle)
-        return differing
+        return [handle for handle in handles if not self._known_equal(handle, found.get(handle, ()))]
+
+    def _known_equal(self, handle: int, answers: Iterable[tuple[ServerState, Any]]) -> bool:
+        """A chunk that nobody has any more is lost, and holds up nothing."""
+        chunk = find_chunk(self._state.tables, handle)
+        if chunk is None:
+            return True
+        digests = [item.digest for _, item in answers if not item.error and item.version == chunk.version]
+        absent = len(self._servers.replicas(handle)) > len(digests)
+        unheard = not self._servers.heard_all and len(digests) < chunk.goal
+        return len(set(digests)) <= 1 and not absent and not unheard

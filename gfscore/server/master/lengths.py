@@ -290,12 +290,13 @@ class Lengths:
             handles.update(lease.handle for lease in file.leases)
             handles.update(self._leases.unclean_of(file.inode))
             if file.inode not in self._leases.all_known:
-                every = [handle for _, handle in enumerate_chunks(self._state.tables, file.inode)]
+                # A shared chunk has had no lease since it was made equal.
+                own = [h for _, h in enumerate_chunks(self._state.tables, file.inode) if not self._is_shared(h)]
                 if self.old_leases_possible:
-                    handles.update(handle for handle in every if not self._is_shared(handle))
+                    handles.update(own)
                 else:
-                    unsure += every
-        handles.update(await self._equalizing.differing([handle for handle in unsure if handle not in lengths]))
+                    unsure += own
+        handles.update(await self._equalizing.doubtful([handle for handle in unsure if handle not in lengths]))
         handles.difference_update(lengths)
         if not handles:
             return

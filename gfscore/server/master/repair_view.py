@@ -6,19 +6,15 @@ A million chunks lie on a few hundred different sets, so most judgements are a l
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
-
-import trio
 
 from gfscore.metadata.chunks import file_handles, find_chunk, unpack_chunk
 from gfscore.metadata.inodes import FileType, load
 from gfscore.metadata.keys import pack8, unpack8
 from gfscore.metadata.repair import NOTHING, SALVAGE, Action, Need, Site, assess
 from gfscore.metadata.tables import CHUNKS, ORPHANS, TRASH
+from gfscore.server.master.scanning import slices
 from gfscore.server.master.servers import Replicas, Servers, ServerState
 from gfscore.server.master.state import MasterState
-
-_SLICE = 1000  # deleted files looked at between two chances for others
 
 
 class RepairView:
@@ -63,12 +59,9 @@ class RepairView:
         tables = self._state.tables
         deleted: set[int] = set()
         for table in (ORPHANS, TRASH):
-            after = b""
-            while rows := list(islice(tables.range(table, after, None), _SLICE)):
+            async for rows in slices(tables, table):
                 for key, _ in rows:
                     deleted.update(self._chunks_only_of(unpack8(key)))
-                after = rows[-1][0] + b"\0"
-                await trio.lowlevel.checkpoint()
         self._deleted = deleted
 
     def _chunks_only_of(self, inode: int) -> Iterator[int]:

@@ -7,19 +7,19 @@ nobody wants for a month would differ between its replicas for a month.
 from __future__ import annotations
 
 import logging
-from itertools import islice
 
 import trio
 
 from gfscore.env import Env
 from gfscore.errors import Code, GfsError
-from gfscore.metadata.chunks import find_chunk
+from gfscore.metadata.chunks import find_chunk, unpack_chunk, unpack_segment
 from gfscore.metadata.inodes import PENDING_BIT
 from gfscore.metadata.keys import unpack8
-from gfscore.metadata.tables import INODES
+from gfscore.metadata.tables import CHUNKS, INODES, MAPPING
 from gfscore.server.master.equalizing import Equalizing
 from gfscore.server.master.leases import LeaseBook
 from gfscore.server.master.lengths import Lengths
+from gfscore.server.master.scanning import slices
 from gfscore.server.master.servers import Servers
 from gfscore.server.master.state import MasterState
 
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 _IN_ONE_GO = 64  # chunks
 _AT_ONCE_MAX = 8
-_LOOKED_AT_ONCE = 1000  # inodes
 _RETRY_SECONDS = 10.0
 
 
@@ -51,20 +50,37 @@ class Settling:
     async def run(self) -> None:
         """Until cancelled."""
         await self._find_pending()
+        unused_wanted = True
         while True:
             await self._env.clock.sleep(self._beat)
+            if unused_wanted and self._servers.heard_all:
+                await self._find_unused()
+                unused_wanted = False
             if not self._lengths.old_leases_possible:
                 await self._settle_chunks()
                 await self._settle_files()
 
     async def _find_pending(self) -> None:
-        """Files that were being written when the master before ended. In slices; the state changes meanwhile."""
-        start: bytes | None = b""
-        while start is not None:
-            rows = list(islice(self._state.tables.range(INODES, start, None), _LOOKED_AT_ONCE))
+        """Files that were being written when the master before ended."""
+        async for rows in slices(self._state.tables, INODES):
             self._lengths.unsettled.update(unpack8(key) for key, raw in rows if raw[2] & PENDING_BIT)
-            start = rows[-1][0] + b"\0" if len(rows) == _LOOKED_AT_ONCE else None
-            await trio.lowlevel.checkpoint()
+
+    async def _find_unused(self) -> None:
+        """Chunks that the master before granted and no server has: if nobody uses them now, they are to be holes."""
+        unused: set[int] = set()
+        async for rows in slices(self._state.tables, CHUNKS):
+            unused.update(unpack8(key) for key, raw in rows if not unpack_chunk(raw).used)
+        unused = {handle for handle in unused if self._is_nowhere(handle)}
+        if not unused:
+            return
+        async for rows in slices(self._state.tables, MAPPING):
+            for key, raw in rows:
+                for handle in unused.intersection(unpack_segment(raw)):
+                    if self._is_nowhere(handle):
+                        self._leases.leave(handle, unpack8(key[:8]))
+
+    def _is_nowhere(self, handle: int) -> bool:
+        return self._leases.find(handle) is None and not self._servers.locations.get(handle)
 
     async def _settle_chunks(self) -> None:
         now = self._env.clock.boottime()
