@@ -1,7 +1,7 @@
 """What the client knows of the namespace: attributes and directory listings. Pure, no I/O.
 
-Nothing here expires: the master calls back what others change. `generation` counts those calls, so that an answer
-that was on its way while one arrived is used once and not kept.
+Nothing here expires: the master calls back what others change. `moment` counts those calls and the changes of our own
+that were answered: who asks notes it, and an answer that was on its way while something changed is not kept.
 """
 
 from __future__ import annotations
@@ -49,14 +49,53 @@ class NamespaceCache:
         self.attrs: dict[int, Attr] = {}
         self.directories: dict[int, Directory] = {}
         self.listed_in: dict[int, int] = {}  # inode -> directory whose listing brought it
-        self.generation = 0
+        self.moment = 0
+        self._called_back = 0  # moment
+        self._changed: dict[int, int] = {}  # inode -> moment at which a change of ours was answered
         self._inodes_max = inodes_max
 
-    def keep(self, attr: Attr) -> None:
-        self.attrs[attr.inode] = attr
+    # ------------------------------------------------------------ what crosses with an answer
+
+    def called_back(self) -> None:
+        """Somebody else changed something."""
+        self.moment += 1
+        self._called_back = self.moment
+
+    def crossed(self, asked: int) -> bool:
+        """Whether somebody else has changed something since the moment `asked`."""
+        return self._called_back > asked
+
+    def changed(self, inode: int) -> None:
+        """The master has carried out a change of ours: what it said of the inode before is out of date."""
+        if len(self._changed) >= self._inodes_max:
+            self._changed.clear()
+            self.called_back()  # nobody knows any more what else is out of date
+        self.moment += 1
+        self._changed[inode] = self.moment
+
+    def changed_since(self, inode: int, asked: int) -> bool:
+        """Whether a change of ours was answered since `asked`: the answer to that question may be from before it."""
+        return self._changed.get(inode, 0) > asked
+
+    def answered(self, inode: int, asked: int) -> int:
+        """The answer to a change of ours, which says what the inode is now; the moment that this holds for."""
+        crossed = self.crossed(asked) or self.changed_since(inode, asked)
+        self.changed(inode)
+        return asked if crossed else self.moment
+
+    def keep(self, attr: Attr, asked: int) -> bool:
+        """Keep what was answered, unless it may be out of date; whether it is kept."""
+        inode = attr.inode
+        if self._called_back > asked or self._changed.get(inode, 0) > asked:
+            self.attrs.pop(inode, None)
+            return False
+        self.attrs[inode] = attr
         if len(self.attrs) > self._inodes_max:
-            for inode in list(self.attrs)[: self._inodes_max // 10]:
-                self.forget(inode)
+            for other in list(self.attrs)[: self._inodes_max // 10]:
+                self.forget(other)
+        return True
+
+    # ------------------------------------------------------------ attributes and names
 
     def forget(self, inode: int) -> None:
         self.attrs.pop(inode, None)
@@ -64,7 +103,7 @@ class NamespaceCache:
         self.listed_in.pop(inode, None)
 
     def clear(self) -> None:
-        self.generation += 1
+        self.called_back()
         self.attrs.clear()
         self.directories.clear()
         self.listed_in.clear()

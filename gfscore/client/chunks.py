@@ -73,7 +73,7 @@ class Chunks:
             self._locating.pop(key).set()
 
     async def _locate(self, inode: int, index: int, first: int) -> pb.ChunkLocation | None:
-        generation = self._cache.generation
+        asked = self._cache.moment
         ranges = [pb.LocateRequest.Range(inode=inode, first=first, count=self._options.locate_ahead_chunks)]
         if first == 0:
             ranges += self._ranges_of_siblings(inode)
@@ -84,10 +84,10 @@ class Chunks:
                 if file.error:
                     raise GfsError(code_from_wire(file.error), f"inode {inode}: the chunk cannot be located")
                 found = next((chunk for chunk in file.chunks if chunk.index == index), None)
-            if not file.error and generation == self._cache.generation:
+            if not file.error and not self._cache.crossed(asked):
                 self.keep_locations(file.inode, file.chunks)
                 if file.inode != inode and file.HasField("attr") and file.inode not in self.sole_writer:
-                    self._cache.keep(attr_from_wire(file.attr))
+                    self._cache.keep(attr_from_wire(file.attr), asked)
         return found if found is not None and found.handle else None
 
     def _ranges_of_siblings(self, inode: int) -> list[pb.LocateRequest.Range]:
@@ -143,13 +143,13 @@ class Chunks:
         return await self._ask(pb.LeaseRequest(inode=inode, last=True))
 
     async def _ask(self, request: pb.LeaseRequest) -> ChunkGrant:
-        generation = self._cache.generation
+        asked = self._cache.moment
         reply = await self._session.change("Lease", request)
         if not reply.grant.body:
             raise GfsError(Code.NO_SERVERS, "no chunkserver can take this chunk")
         grant = ChunkGrant(reply.grant, reply.index)
         self.keep_grant(request.inode, grant)
-        if reply.sole_writer and generation == self._cache.generation:  # else another writer may have come since
+        if reply.sole_writer and not self._cache.crossed(asked):  # else another writer may have come since
             self.sole_writer.add(request.inode)
         else:
             self.sole_writer.discard(request.inode)

@@ -13,6 +13,7 @@ from typing import Any
 
 import trio
 
+from gfscore.client.attributes import Attributes
 from gfscore.client.cache import NamespaceCache
 from gfscore.client.chunks import ChunkGrant, Chunks
 from gfscore.client.chunkservers import Chunkservers
@@ -49,8 +50,11 @@ class Client(NamespaceOperations):
         self._mutator = Mutator(servers)
         files = Files(session, cache, chunks, self._mutator, env, options)
         reader = ChunkReader(chunks, servers, env, options)
-        super().__init__(session, cache, chunks, files, reader, env)
+        attributes = Attributes(session, cache, chunks, files, reader, env, options)
+        super().__init__(session, cache, chunks, files, attributes)
         self._servers = servers
+        self._reader = reader
+        self._env = env
         self._options = options
         self._kept_at_open: dict[int, tuple[int, int]] = {}  # inode -> (size, mtime) when the kernel last had its pages
         self.on_invalidate: Callable[[Invalidation], Awaitable[None]] | None = None
@@ -125,14 +129,14 @@ class Client(NamespaceOperations):
 
         Without `exclusive` a file that is there already is opened.
         """
-        generation = self._cache.generation
+        asked = self._cache.moment
         reply, attr = await self._create(
             parent, name, FileType.FILE, mode, uid, gid, with_chunk=True, exclusive=exclusive
         )
         if reply.grant.body:
             grant = ChunkGrant(reply.grant, 0)
             self._chunks.keep_grant(attr.inode, grant)
-            if generation == self._cache.generation:  # else another writer may have come since
+            if not self._cache.crossed(asked):  # else another writer may have come since
                 self._chunks.sole_writer.add(attr.inode)
             # The master counts this client among the file's writers until it says that it is done.
             file = self._handle(attr, write=True)
@@ -218,7 +222,7 @@ class Client(NamespaceOperations):
 
     def _invalidate(self, request: pb.InvalidateRequest, context: CallContext) -> Awaitable[pb.InvalidateReply]:
         """Runs up to its first await in the order in which the master's messages arrive."""
-        self._cache.generation += 1
+        self._cache.called_back()
         held = []
         for item in request.items:
             if item.names:

@@ -298,6 +298,7 @@ class Files:
             state.appender.forget_grant()
 
     def _committed(self, state: FileState, release: bool) -> None:
+        self._cache.changed(state.inode)
         attr = self._cache.attrs.get(state.inode)
         if attr is not None:
             agreed = self.merge(attr)

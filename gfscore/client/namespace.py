@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from gfscore.client.attributes import Attributes
 from gfscore.client.cache import NEGATIVE_LOOKUPS_BEFORE_LISTING, NamespaceCache
 from gfscore.client.chunks import Chunks
 from gfscore.client.files import Files
-from gfscore.client.reader import ChunkReader
 from gfscore.client.session import MasterSession
 from gfscore.client.types import (
     Attr,
@@ -17,7 +17,6 @@ from gfscore.client.types import (
     FileType,
     attr_from_wire,
 )
-from gfscore.env import Env
 from gfscore.errors import Code, GfsError
 from gfscore.ids import ROOT_INODE, TRASH_INODE
 from gfscore.proto import gfs_pb2 as pb
@@ -35,15 +34,13 @@ class NamespaceOperations:
         cache: NamespaceCache,
         chunks: Chunks,
         files: Files,
-        reader: ChunkReader,
-        env: Env,
+        attributes: Attributes,
     ) -> None:
         self._session = session
         self._cache = cache
         self._chunks = chunks
         self._files = files
-        self._reader = reader
-        self._env = env
+        self._attributes = attributes
         self._large_directories: set[int] = set()
 
     # ------------------------------------------------------------ looking
@@ -55,30 +52,26 @@ class NamespaceOperations:
             return None
         if inode == 0:
             raise GfsError(Code.NOT_FOUND, "no such file or directory")
-        attr = self._cache.attrs.get(inode)
-        if attr is None or (attr.length_pending and inode not in self._chunks.sole_writer):
-            return None
-        return self._files.merge(attr)
+        return self._attributes.cached(inode)
 
-    async def lookup(self, parent: int, name: bytes) -> Attr:
-        """Raises NOT_FOUND, NOT_DIRECTORY, NAME_TOO_LONG."""
+    async def lookup(self, parent: int, name: bytes, *, any_length: bool = False) -> Attr:
+        """Raises NOT_FOUND, NOT_DIRECTORY, NAME_TOO_LONG, and what `getattr` raises."""
         attr = self.lookup_cached(parent, name)
         if attr is not None:
             return attr
         inode = self._cache.find(parent, name)
         if inode:
-            return await self.getattr(inode)
-        generation = self._cache.generation
+            return await self.getattr(inode, any_length=any_length)
+        asked = self._cache.moment
         try:
             reply = await self._session.call("Lookup", pb.LookupRequest(parent=parent, name=name))
         except GfsError as error:
             if error.code is Code.NOT_FOUND:
                 await self._learn_from_miss(parent)
             raise
-        found = await self._settle(reply, generation)
-        if generation == self._cache.generation:
-            self._cache.add_name(parent, name, found.inode)
-        return found
+        if not self._cache.crossed(asked):
+            self._cache.add_name(parent, name, reply.attr.inode)
+        return await self._attributes.settle(reply, asked, any_length=any_length)
 
     async def _learn_from_miss(self, parent: int) -> None:
         """Whoever asks for several names that are not there is going to create them: list once, then know."""
@@ -94,45 +87,9 @@ class NamespaceOperations:
             after = entries[-1].name
         self._large_directories.add(parent)
 
-    async def getattr(self, inode: int) -> Attr:
-        """Raises STALE_INODE. The length is what every append and close acknowledged so far amounts to."""
-        attr = self._cache.attrs.get(inode)
-        if attr is not None and (not attr.length_pending or inode in self._chunks.sole_writer):
-            return self._files.merge(attr)
-        generation = self._cache.generation
-        reply = await self._session.call("GetAttr", pb.InodeRequest(inode=inode))
-        return await self._settle(reply, generation)
-
-    async def _settle(self, reply: Any, generation: int) -> Attr:
-        """The attributes in an answer of the master, kept if they may be, with the true length."""
-        attr = attr_from_wire(reply.attr)
-        if attr.length_pending and attr.inode not in self._chunks.sole_writer:
-            attr.volatile = True
-            self._cache.attrs.pop(attr.inode, None)
-            if generation == self._cache.generation and reply.chunks:
-                self._chunks.keep_locations(attr.inode, reply.chunks)
-            await self._ask_length(attr, reply.chunks)
-            return self._files.merge(attr)
-        if generation != self._cache.generation:
-            attr.volatile = True
-            self._cache.attrs.pop(attr.inode, None)  # it may be from before a change of ours
-        else:
-            self._cache.keep(attr)
-        return self._files.merge(attr)
-
-    async def _ask_length(self, attr: Attr, chunks: Any) -> None:
-        chunk_bytes = self._files.chunk_bytes
-        for location in chunks:
-            if not location.handle:
-                continue
-            try:
-                length, mtime_ns = await self._reader.length(location)
-            except GfsError:
-                continue  # a chunk that nobody wrote to yet; the master's length is what is known
-            attr.size = max(attr.size, location.index * chunk_bytes + length) if length else attr.size
-            if mtime_ns:
-                attr.mtime_ns = max(attr.mtime_ns, mtime_ns)
-                attr.ctime_ns = max(attr.ctime_ns, mtime_ns)
+    async def getattr(self, inode: int, *, any_length: bool = False) -> Attr:
+        """See `Attributes.get`."""
+        return await self._attributes.get(inode, any_length=any_length)
 
     async def list_page(self, inode: int, after: bytes, limit: int) -> tuple[list[Entry], bool]:
         """Entries behind the name `after` in byte order, and whether there are more."""
@@ -141,14 +98,14 @@ class NamespaceOperations:
             entries = self._cached_listing(inode)
             if entries is not None:
                 return entries, False
-        generation = self._cache.generation
+        asked = self._cache.moment
         directory = self._cache.directory(inode)
         changes = directory.changes
         reply = await self._session.call("List", pb.ListRequest(inode=inode, after=after, limit=limit))
         entries = []
         # A name that was made or removed here meanwhile is in the answer or not: nobody knows.
         same = directory.changes == changes and self._cache.directories.get(inode) is directory
-        keep = same and generation == self._cache.generation
+        keep = same and not self._cache.crossed(asked)
         if keep:
             directory.begin_page(after)
         for entry in reply.entries:
@@ -158,8 +115,7 @@ class NamespaceOperations:
             if keep:
                 directory.names[entry.name] = number
                 self._cache.listed_in[number] = inode
-                if not pending:
-                    self._cache.keep(attr)
+                pending = pending or not self._cache.keep(attr, asked)
             attr = self._files.merge(attr)
             if pending or not keep:
                 attr.volatile = True
@@ -194,20 +150,20 @@ class NamespaceOperations:
 
     # ------------------------------------------------------------ creating and removing
 
-    def _keep_directory(self, attr: pb.Attr, inode: int, generation: int) -> None:
+    def _keep_directory(self, attr: pb.Attr, inode: int, asked: int) -> None:
         """A directory as a change of ours left it; without it, what is cached of it is not right any more."""
-        if attr.inode and generation == self._cache.generation:
-            self._cache.keep(attr_from_wire(attr))
+        if attr.inode and not self._cache.crossed(asked):
+            self._cache.keep(attr_from_wire(attr), self._cache.moment)
         else:
             self._cache.attrs.pop(inode, None)
 
-    def _keep_name(self, parent: int, name: bytes, inode: int, generation: int) -> None:
-        """What a change of ours made of a name (0: nothing), asked for at `generation`.
+    def _keep_name(self, parent: int, name: bytes, inode: int, asked: int) -> None:
+        """What a change of ours made of a name (0: nothing), asked for at `asked`.
 
         When others changed something meanwhile, their change of this very name may have come after ours: nothing is
         known of the name then, and the listing is not complete any more.
         """
-        if generation != self._cache.generation:
+        if self._cache.crossed(asked):
             self._cache.names_changed(parent, [name])
         elif inode:
             self._cache.add_name(parent, name, inode)
@@ -239,21 +195,21 @@ class NamespaceOperations:
             with_chunk=with_chunk,
             exclusive=exclusive,
         )
-        generation = self._cache.generation
+        asked = self._cache.moment
         reply = await self._session.change("Create", request)
         if reply.existed:
-            attr = await self._settle(reply, generation)
+            attr = await self.getattr(reply.attr.inode)
         else:
             attr = attr_from_wire(reply.attr)
-            if generation == self._cache.generation:
-                self._cache.keep(attr)
+            if not self._cache.crossed(asked):
+                self._cache.keep(attr, asked)
                 if kind == FileType.DIRECTORY:
                     self._cache.directory(attr.inode).complete = True
             else:
                 attr.volatile = True
-        self._keep_directory(reply.parent, parent, generation)
-        self._keep_name(parent, name, attr.inode, generation)
-        if generation == self._cache.generation:
+        self._keep_directory(reply.parent, parent, asked)
+        self._keep_name(parent, name, attr.inode, asked)
+        if not self._cache.crossed(asked):
             self._cache.listed_in[attr.inode] = parent
         else:
             # Something was called back meanwhile, perhaps this very name: what was listed says nothing of it any more.
@@ -286,14 +242,14 @@ class NamespaceOperations:
     async def _remove(self, parent: int, name: bytes, directory: bool) -> None:
         inode = self._cache.find(parent, name) or 0
         if not inode and not directory:
-            inode = (await self.lookup(parent, name)).inode
+            inode = (await self.lookup(parent, name, any_length=True)).inode
         hold = not directory and self._files.is_open(inode)
         request = pb.UnlinkRequest(parent=parent, name=name, directory=directory, hold=hold)
-        generation = self._cache.generation
+        asked = self._cache.moment
         reply = await self._change_holding("Unlink", request, inode if hold else 0)
-        self._keep_name(parent, name, 0, generation)
-        self._keep_directory(reply.parent, parent, generation)
-        self._removed(reply.inode, reply.attr, hold, generation != self._cache.generation)
+        self._keep_name(parent, name, 0, asked)
+        self._keep_directory(reply.parent, parent, asked)
+        self._removed(reply.inode, reply.attr, hold, asked)
 
     async def _change_holding(self, method: str, request: Any, inode: int) -> Any:
         """A change by which `inode` (0: none), open here, may lose its last name.
@@ -312,14 +268,11 @@ class NamespaceOperations:
             if not done:
                 self._session.held.discard(inode)
 
-    def _removed(self, inode: int, left: pb.Attr, hold: bool, crossed: bool) -> None:
-        """`inode` lost a name; `left` is what it is now, if it has others. `crossed`: with a change by others."""
+    def _removed(self, inode: int, left: pb.Attr, hold: bool, asked: int) -> None:
+        """`inode` lost a name, as was asked for at `asked`; `left` is what it is now, if it has others."""
         if left.inode:
             self._session.held.discard(inode)
-            if crossed:
-                self._cache.attrs.pop(inode, None)
-            else:
-                self._cache.keep(attr_from_wire(left))
+            self._cache.keep(attr_from_wire(left), self._cache.answered(inode, asked))
         elif hold:
             self._session.held.add(inode)
             attr = self._cache.attrs.get(inode)
@@ -349,52 +302,51 @@ class NamespaceOperations:
             exchange=exchange,
             hold_replaced=hold,
         )
-        generation = self._cache.generation
+        asked = self._cache.moment
         reply = await self._change_holding("Rename", request, replaced if hold else 0)
         moved = self._cache.find(parent, name) or reply.attr.inode
-        self._keep_name(parent, name, 0, generation)
-        self._keep_name(new_parent, new_name, 0, generation)
-        self._keep_directory(reply.parent, parent, generation)
-        self._keep_directory(reply.new_parent, new_parent, generation)
+        self._keep_name(parent, name, 0, asked)
+        self._keep_name(new_parent, new_name, 0, asked)
+        self._keep_directory(reply.parent, parent, asked)
+        self._keep_directory(reply.new_parent, new_parent, asked)
         self._cache.attrs.pop(moved, None)
         if reply.attr.inode:
-            if generation == self._cache.generation:
-                self._cache.keep(attr_from_wire(reply.attr))
-            self._keep_name(new_parent, new_name, reply.attr.inode, generation)
+            self._cache.keep(attr_from_wire(reply.attr), self._cache.answered(moved, asked))
+            self._keep_name(new_parent, new_name, reply.attr.inode, asked)
         else:
             self._forget_names(new_parent)
         if exchange:
             self._cache.attrs.pop(replaced, None)
             if replaced:
-                self._keep_name(parent, name, replaced, generation)
+                self._keep_name(parent, name, replaced, asked)
             else:
                 self._forget_names(parent)
         elif replaced and replaced != moved:
-            self._removed(replaced, reply.replaced, hold, generation != self._cache.generation)
+            self._removed(replaced, reply.replaced, hold, asked)
 
     def _forget_names(self, inode: int) -> None:
         self._cache.names_unknown(inode)
 
     async def link(self, inode: int, new_parent: int, new_name: bytes) -> Attr:
         request = pb.LinkRequest(inode=inode, new_parent=new_parent, new_name=new_name)
-        generation = self._cache.generation
+        asked = self._cache.moment
         reply = await self._session.change("Link", request)
-        attr = await self._settle(reply, generation)
-        self._keep_directory(reply.parent, new_parent, generation)
-        self._keep_name(new_parent, new_name, attr.inode, generation)
+        attr = await self._attributes.settle(reply, self._cache.answered(inode, asked))
+        self._keep_directory(reply.parent, new_parent, asked)
+        self._keep_name(new_parent, new_name, attr.inode, asked)
         return attr
 
     async def snapshot(self, source: int, new_parent: int, new_name: bytes) -> Attr:
         """An instant copy of a file or a tree [00113]; chunks are shared until one side is written."""
         await self._write_out_all()
         request = pb.SnapshotRequest(source=source, new_parent=new_parent, new_name=new_name)
-        generation = self._cache.generation
+        asked = self._cache.moment
         reply = await self._session.change("Snapshot", request)
         self._chunks.clear()  # the leases are revoked, and what was ours alone may be shared now
         self._files.forget_grants()
-        attr = await self._settle(reply, generation)
-        self._keep_directory(reply.parent, new_parent, generation)
-        self._keep_name(new_parent, new_name, attr.inode, generation)
+        attr = await self._attributes.settle(reply, asked)
+        self._keep_directory(reply.parent, new_parent, asked)
+        self._keep_name(new_parent, new_name, attr.inode, asked)
         return attr
 
     async def _write_out_all(self) -> None:
@@ -421,13 +373,13 @@ class NamespaceOperations:
             if changes.size is not None:
                 self._refuse_in_trash(await self.getattr(inode))  # before what is known of its length is given up
             await self._files.prepare_setattr(state, changes.size, changes.mtime_ns is not None or changes.mtime_now)
-        generation = self._cache.generation
+        asked = self._cache.moment
         reply = await self._session.change("SetAttr", request)
         if changes.size is not None:
             self._chunks.forget(inode)
             if state is not None and state.appender is not None:
                 state.appender.forget_grant()
-        return await self._settle(reply, generation)
+        return await self._attributes.settle(reply, self._cache.answered(inode, asked))
 
     async def getxattr(self, inode: int, name: bytes) -> bytes:
         """Raises NO_ATTRIBUTE."""

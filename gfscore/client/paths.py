@@ -35,9 +35,13 @@ class Paths:
 
     async def stat(self, path: str | bytes, follow: bool = True) -> Attr:
         """Symlinks inside the file system are followed, the last one only with `follow`."""
-        return await self._walk(os.fsencode(path), follow, SYMLINKS_MAX)
+        return await self._walk(os.fsencode(path), follow, SYMLINKS_MAX, any_length=False)
 
-    async def _walk(self, path: bytes, follow: bool, links_left: int) -> Attr:
+    async def find(self, path: str | bytes, follow: bool = True) -> Attr:
+        """As `stat`, also where nobody can tell the length: that is the one known then."""
+        return await self._walk(os.fsencode(path), follow, SYMLINKS_MAX, any_length=True)
+
+    async def _walk(self, path: bytes, follow: bool, links_left: int, any_length: bool) -> Attr:
         attr = await self.client.getattr(ROOT_INODE)
         trail = [attr]
         names = [name for name in path.split(b"/") if name and name != b"."]
@@ -48,7 +52,7 @@ class Paths:
             if trail[-1].type != FileType.DIRECTORY:
                 raise GfsError(Code.NOT_DIRECTORY, f"{os.fsdecode(path)}: a part of the path is not a directory")
             try:
-                attr = await self.client.lookup(trail[-1].inode, name)
+                attr = await self.client.lookup(trail[-1].inode, name, any_length=any_length)
             except GfsError as error:
                 if error.code is Code.NOT_FOUND:
                     raise GfsError(Code.NOT_FOUND, f"{os.fsdecode(path)}: no such file or directory") from None
@@ -60,7 +64,7 @@ class Paths:
                 target = await self.client.readlink(attr.inode)
                 base = b"" if target.startswith(b"/") else b"/".join(names[:position])
                 rest = b"/".join(names[position + 1 :])
-                return await self._walk(b"/".join((base, target, rest)), follow, links_left - 1)
+                return await self._walk(b"/".join((base, target, rest)), follow, links_left - 1, any_length)
             trail.append(attr)
         return trail[-1]
 
@@ -80,12 +84,12 @@ class Paths:
             entries += page
         for position, (name, attr) in enumerate(entries):
             if attr.volatile:  # somebody writes it: a listing knows only a lower bound of its length
-                entries[position] = Entry(name, await self.client.getattr(attr.inode))
+                entries[position] = Entry(name, await self.client.getattr(attr.inode, any_length=True))
         return entries
 
     async def walk(self, path: str | bytes) -> AsyncIterator[tuple[bytes, Attr]]:
         """(path relative to `path`, attributes) of everything below it, itself first as b""."""
-        attr = await self.stat(path, follow=False)
+        attr = await self.find(path, follow=False)
         waiting = [(b"", attr)]
         while waiting:
             relative, attr = waiting.pop()
@@ -165,7 +169,7 @@ class Paths:
     async def remove(self, path: str | bytes, recursive: bool = False) -> None:
         parent, name = split(path)
         directory = await self.stat(parent)
-        attr = await self.client.lookup(directory.inode, name)
+        attr = await self.client.lookup(directory.inode, name, any_length=True)
         await self._remove(directory.inode, name, attr, recursive)
 
     async def _remove(self, parent: int, name: bytes, attr: Attr, recursive: bool) -> None:
@@ -185,6 +189,6 @@ class Paths:
 
     async def snapshot(self, source: str | bytes, target: str | bytes) -> Attr:
         parent, name = split(target)
-        attr = await self.stat(source)
+        attr = await self.find(source)
         directory = await self.stat(parent)
         return await self.client.snapshot(attr.inode, directory.inode, name)

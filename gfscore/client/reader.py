@@ -77,20 +77,23 @@ class ChunkReader:
             raise GfsError(Code.CHECKSUM_MISMATCH, f"{server.id} sent bytes that do not match their checksum")
         return payload
 
-    async def length(self, location: pb.ChunkLocation) -> tuple[int, int]:
-        """(length, time of the last change in ns or 0) of a chunk, from its primary, else from the longest replica."""
+    async def length(self, location: pb.ChunkLocation) -> tuple[int, int] | None:
+        """(length, time of the last change in ns or 0) of a chunk; None when nobody can tell just now.
+
+        What was acknowledged is on all replicas, so any of them knows it; the primary knows what is under way as well.
+        """
         request = pb.LengthRequest(handle=location.handle, version=location.version)
         servers = sorted(location.replicas, key=lambda server: server.id != location.primary)
         best: tuple[int, int] | None = None
         for server in servers:
             try:
                 reply, _ = await self._servers.call("small", server, "Length", request)
-            except GfsError:
+            except GfsError as error:
+                if error.code is Code.UNKNOWN_CHUNK and location.unused and best is None:
+                    best = (0, 0)  # one that it never reached: nothing was acknowledged
                 continue
             if server.id == location.primary:
                 return reply.length, reply.mtime_ns
             if best is None or reply.length > best[0]:
                 best = (reply.length, reply.mtime_ns)
-        if best is None:
-            raise GfsError(Code.UNREACHABLE, f"no replica of chunk {location.handle:x} answers")
         return best

@@ -57,6 +57,11 @@ class Session:
         with about(target):
             return await self.paths.stat(target.path, follow)
 
+    async def find(self, target: Target, *, follow: bool = True) -> Attr:
+        """See `Paths.find`."""
+        with about(target):
+            return await self.paths.find(target.path, follow)
+
     async def stat_or_none(self, target: Target) -> Attr | None:
         try:
             return await self.stat(target)

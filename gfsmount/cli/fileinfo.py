@@ -24,7 +24,7 @@ def command(path: str, as_json: bool, master: str | None) -> None:
     where = target(path, master)
 
     async def work(session: Session) -> dict[str, Any]:
-        attr = await session.stat(where)
+        attr = await session.find(where)
         if attr.type != FileType.FILE:
             raise GfsError(Code.INVALID, f"{where.typed} is not a file: only files have chunks")
         return {**await session.client.file_info(attr.inode), "path": where.path}

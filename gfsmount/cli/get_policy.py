@@ -20,7 +20,7 @@ def command(path: str, as_json: bool, master: str | None) -> None:
     where = target(path, master)
 
     async def work(session: Session) -> dict[str, str]:
-        return await session.client.get_policy((await session.stat(where)).inode)
+        return await session.client.get_policy((await session.find(where)).inode)
 
     values = on_cluster(where.address, work)
     if as_json:

@@ -21,7 +21,7 @@ def command(sources: tuple[str, ...], destination: str, master: str | None) -> N
     async def work(session: Session) -> None:
         placed = await session.placed([source.name for source in from_where], into)
         for source, place in zip(from_where, placed, strict=True):
-            await session.stat(source, follow=False)
+            await session.find(source, follow=False)
             with about(place):
                 await session.paths.rename(source.path, place.path)
 

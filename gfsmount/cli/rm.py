@@ -24,7 +24,7 @@ def command(paths: tuple[str, ...], recursive: bool, force: bool, master: str | 
     async def work(session: Session) -> None:
         for where in unwanted:
             try:
-                attr = await session.stat(where, follow=False)
+                attr = await session.find(where, follow=False)
                 if attr.type == FileType.DIRECTORY and not recursive:
                     raise GfsError(
                         Code.IS_DIRECTORY, f"{where.typed} is a directory: add -r to remove it and all below"

@@ -34,7 +34,7 @@ def command(path: str, settings: tuple[str, ...], recursive: bool, as_json: bool
     where = target(path, master)
 
     async def work(session: Session) -> dict[str, str]:
-        attr = await session.stat(where)
+        attr = await session.find(where)
         with about(where):
             now = await session.client.set_policy(attr.inode, values)
         if recursive and attr.type == FileType.DIRECTORY:

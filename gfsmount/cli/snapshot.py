@@ -19,7 +19,7 @@ def command(source: str, destination: str, master: str | None) -> None:
     original, copy = targets([source, destination], master)
 
     async def work(session: Session) -> None:
-        await session.stat(original)
+        await session.find(original)
         with about(copy):
             await session.paths.snapshot(original.path, copy.path)
 

@@ -64,7 +64,7 @@ class DirectoryHandlers(HandlerContext):
 
     async def _look_again(self, directory: int, name: bytes) -> Attr | None:
         try:
-            return await self.client.lookup(directory, name)
+            return await self.client.lookup(directory, name, any_length=True)
         except GfsError as error:
             if error.code in (Code.NOT_FOUND, Code.STALE_INODE):
                 return None

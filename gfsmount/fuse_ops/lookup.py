@@ -22,7 +22,7 @@ class LookupHandlers(HandlerContext):
 
     async def lookup(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         generation = self.notifier.generation
-        attr = await self.client.lookup(self.root if parent == 1 else parent, name)
+        attr = await self.client.lookup(self.root if parent == 1 else parent, name, any_length=True)
         return self.entry(parent, name, attr, generation)
 
     def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:

@@ -286,6 +286,14 @@ async def killed_with_an_uncommitted_length(cluster: MemoryCluster) -> tuple[int
     return file.inode, int(chunk["handle"], 16)
 
 
+async def append(client: Client, inode: int, record: bytes) -> None:
+    file = await client.open(inode, write=True, append=True)
+    try:
+        await file.append(record)
+    finally:
+        await file.close()
+
+
 @pytest.mark.parametrize("what", ["header", "block"])
 async def test_an_uncommitted_length_and_its_chunk_are_kept_when_every_replica_is_damaged(
     autojump_clock: trio.testing.MockClock, what: str
@@ -309,10 +317,8 @@ async def test_an_uncommitted_length_and_its_chunk_are_kept_when_every_replica_i
                 return bool((await two.status())["chunks"]["lost"] == 1)
 
             await wait_until(lost)
-            again = await two.open(inode, write=True)
             with pytest.raises(GfsError):
-                await again.append(b"more")
-            await again.close()
+                await append(two, inode, b"more")
             await trio.sleep(150)
             info = await two.file_info(inode)
             assert int(info["chunks"][0]["handle"], 16) == handle

@@ -108,7 +108,7 @@ class FakeClient:
         """Nothing is cached here."""
         return None
 
-    async def lookup(self, parent: int, name: bytes) -> Attr:
+    async def lookup(self, parent: int, name: bytes, *, any_length: bool = False) -> Attr:
         await self._enter("lookup")
         return self._attr(self._find(parent, name))
 

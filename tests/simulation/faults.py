@@ -39,6 +39,7 @@ PROFILES = [
     Profile("restarts", "kill kill kill kill kill_master slow", count=(8, 12), big=True, delay=0.05),
     Profile("mixed", "kill kill_call kill_master cut one_way slow flaky repeat pause full slow_disk kill_client wall"),
     Profile("leases", "late_answers late_answers slow one_way pause cut kill_master", delay=1.0),
+    Profile("abandoned", "abandon", count=(1, 1), delay=0.1),
 ]
 
 
@@ -112,6 +113,32 @@ class Faults:
             self.clients.remove(process.host)
             process.die()
         await trio.sleep(0)
+
+    async def _abandon(self) -> None:
+        """A server misses the last that a client did before it dies with the master: nobody is left who knows. The
+        server is seen by the next master, and away again when that one looks after the client's files."""
+        if len(self.clients) < 2:
+            return
+        world, server = self._world, self._server()
+        others = [other for other in world.servers if other != server]
+        links = [world.network.link(other, server) for other in others]
+        world.tell(f"{server} does not hear the other servers any more")
+        for link in links:
+            link.cut = True
+        world.network.links_changed()
+        await trio.sleep(0.5 + self.random.random())
+        await self._kill_client()
+        world.kill("master")
+        for other in others:
+            world.network.break_connections(other, server)  # what was on its way is lost
+        for link in links:
+            link.cut = False
+        world.network.links_changed()
+        world.release("master")
+        await trio.sleep(2.0 + 4.0 * self.random.random())
+        world.kill(server)
+        await trio.sleep(8.0)
+        world.release(server)
 
     async def _power(self, name: str = "") -> None:
         name = name or self._server()

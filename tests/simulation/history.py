@@ -76,7 +76,6 @@ class SlotFile:
                 values.add(entry.value)
         return values
 
-
     def explains(self, slot: int, found: bytes, since: float, until: float, chunk_bytes: int) -> bool:
         """Whether a read between these times may find `found`. Each of two chunks is written by itself."""
         possible = self.possible(slot, since, until)
@@ -86,6 +85,23 @@ class SlotFile:
         if cut >= self.slot_bytes:
             return False
         return any(v[:cut] == found[:cut] for v in possible) and any(v[cut:] == found[cut:] for v in possible)
+
+
+@dataclass(eq=False)
+class WholeFile:
+    """A file that one task writes as a whole and closes, and that anybody reads."""
+
+    name: bytes
+    inode: int
+    writes: list[SlotWrite] = field(default_factory=list)
+
+    def explains(self, found: bytes, since: float, until: float) -> bool:
+        """Whether a read between these times may find this. While it is written, and after a failure, anything goes."""
+        expected: bytes | None = None
+        for entry in self.writes:
+            if entry.began <= until:
+                expected = entry.value if entry.outcome is Outcome.DONE and entry.ended <= since else None
+        return expected is None or found == expected
 
 
 @dataclass(eq=False)
@@ -107,6 +123,7 @@ class NameOperation:
 class History:
     appends: list[AppendFile] = field(default_factory=list)
     slots: list[SlotFile] = field(default_factory=list)
+    wholes: list[WholeFile] = field(default_factory=list)
     names: dict[bytes, list[NameOperation]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)  # what a client saw that it must not see
     operations: int = 0

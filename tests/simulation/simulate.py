@@ -165,6 +165,10 @@ class _Simulation:
                 for _, inode, began, ended in written.copies:
                     copied = await self._read(client, inode)
                     self.problems += checkers.check_slots(written, copied, began, ended)
+            for whole in history.wholes:
+                data, now = await self._read(client, whole.inode), world.now
+                if not whole.explains(data, now, now):
+                    self.problems.append(f"{whole.name!r} is {data[:20]!r}, {len(data)} bytes, not what was closed")
         self.problems += checkers.check_names(history)
         self.problems += history.problems
         await self._judge_disks()
@@ -207,7 +211,8 @@ class _Simulation:
         """Nobody has to ask for a chunk for its replicas to become equal."""
         tables, replicas = self._tables(), self.disks.replicas()
         found: list[str] = []
-        for known in [*self.load.history.appends, *self.load.history.slots]:
+        history = self.load.history
+        for known in [*history.appends, *history.slots, *history.wholes]:
             found += checkers.check_equal(tables, replicas, known.inode, known.name)
         return found
 

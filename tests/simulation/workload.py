@@ -8,7 +8,7 @@ from __future__ import annotations
 from random import Random
 
 import trio
-from history import Append, AppendFile, History, NameOperation, Outcome, SlotFile, outcome_of
+from history import Append, AppendFile, History, NameOperation, Outcome, SlotFile, SlotWrite, WholeFile, outcome_of
 from world import CHUNK_BYTES, World
 
 from gfscore.client import ROOT_INODE, Client, Code, FileType, GfsError
@@ -36,7 +36,7 @@ class Load:
         self._sync = sync
         self._records = 0
         self._copies = 0
-        self._handle_held = 0
+        self._just_closed = trio.Event()
         self.disturbed: set[str] = set()  # clients whose link to the master was cut: what they cached may be old
 
     async def prepare(self, client: Client) -> None:
@@ -58,6 +58,7 @@ class Load:
             for _ in range(2):
                 nursery.start_soon(self._append, client, Random(random.random()))
             nursery.start_soon(self._write, client, Random(random.random()), number)
+            nursery.start_soon(self._rewrite, client, name, Random(random.random()), number)
             nursery.start_soon(self._rename, client, name, Random(random.random()))
             nursery.start_soon(self._hold, client, name, Random(random.random()), number)
             if number == 0:
@@ -182,6 +183,60 @@ class Load:
         self._noted("read")
         if not known.explains(slot, data, began, self.world.now, CHUNK_BYTES):
             self.history.problems.append(f"{known.name!r} slot {slot}: read {data[:30]!r} at {began:.3f}")
+
+    # ------------------------------------------------------------ close here, open there
+
+    async def _rewrite(self, client: Client, who: str, random: Random, number: int) -> None:
+        """A small file of its own is written anew and closed; that and those of others are read as soon as that."""
+        known: WholeFile | None = None
+        while not self.over:
+            with trio.move_on_after(random.expovariate(1 / (self._busy * 2))):
+                await self._just_closed.wait()
+            try:
+                if random.random() < 0.3:
+                    known = await self._write_whole(client, known, random, number)
+                if self.history.wholes:
+                    await self._read_whole(client, who, random.choice(self.history.wholes))
+            except GfsError as error:
+                self._noted("rewrite", error)
+
+    async def _write_whole(self, client: Client, known: WholeFile | None, random: Random, number: int) -> WholeFile:
+        if known is None:
+            name = b"whole%d" % number
+            attr, file = await client.create_file(ROOT_INODE, name, 0o644, 1, 1, exclusive=False)
+            known = WholeFile(name, attr.inode)
+            self.history.wholes.append(known)
+            await file.close()
+        self._records += 1
+        value = b"<F%06d>" % self._records * random.randrange(1, 500)
+        entry = SlotWrite(value, self.world.now)
+        known.writes.append(entry)
+        file = await client.open(known.inode, write=True, truncate=True)
+        try:
+            await file.write(0, value)
+            if self._sync:
+                await file.fsync()
+        finally:
+            await file.close()
+        entry.outcome, entry.ended = Outcome.DONE, self.world.now
+        self._noted("rewrite")
+        self._just_closed.set()
+        self._just_closed = trio.Event()
+        return known
+
+    async def _read_whole(self, client: Client, who: str, known: WholeFile) -> None:
+        began = self.world.now
+        inode = (await client.lookup(ROOT_INODE, known.name)).inode
+        file = await client.open(inode)
+        try:
+            data = bytes(await file.read(0, 1 << 16))
+        finally:
+            await file.close()
+        self._noted("read whole")
+        if who not in self.disturbed and not known.explains(data, began, self.world.now):
+            self.history.problems.append(
+                f"{who} reads {data[:20]!r}, {len(data)} bytes, from {known.name!r} at {began:.3f}, not what was closed"
+            )
 
     # ------------------------------------------------------------ names
 

@@ -1,0 +1,118 @@
+"""What an inode is like: from the cache where that is right, else from the master; the length perhaps from the primary.
+
+The master leaves the length of a file that is being written to its writers: the only one knows it, others ask the
+chunk in which the file ends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+
+from gfscore.client.cache import NamespaceCache
+from gfscore.client.chunks import Chunks
+from gfscore.client.deadline import pause_seconds
+from gfscore.client.files import Files
+from gfscore.client.options import ClientOptions
+from gfscore.client.reader import ChunkReader
+from gfscore.client.session import MasterSession
+from gfscore.client.types import Attr, attr_from_wire
+from gfscore.env import Env
+from gfscore.errors import Code, GfsError
+from gfscore.proto import gfs_pb2 as pb
+
+_ANY_LENGTH_SECONDS = 1.0  # for so long the length is asked for where it does not matter
+
+
+class Attributes:
+    def __init__(
+        self, session: MasterSession, cache: NamespaceCache, chunks: Chunks, files: Files, reader: ChunkReader,
+        env: Env, options: ClientOptions,
+    ) -> None:  # fmt: skip
+        self._session = session
+        self._cache = cache
+        self._chunks = chunks
+        self._files = files
+        self._reader = reader
+        self._env = env
+        self._options = options
+
+    def cached(self, inode: int) -> Attr | None:
+        """What `get` would return, if that needs no call."""
+        attr = self._cache.attrs.get(inode)
+        if attr is None or (attr.length_pending and inode not in self._chunks.sole_writer):
+            return None
+        return self._files.merge(attr)
+
+    async def get(self, inode: int, *, any_length: bool = False) -> Attr:
+        """The length is what every append and close acknowledged so far amounts to.
+
+        `any_length`: where nobody can tell it soon, the one that the master knows will do, and the result is
+        `volatile`. Raises STALE_INODE; TIMED_OUT when nobody can tell the length.
+        """
+        attr = self.cached(inode)
+        if attr is not None:
+            return attr
+        asked = self._cache.moment
+        reply = await self._session.call("GetAttr", pb.InodeRequest(inode=inode))
+        return await self.settle(reply, asked, any_length=any_length)
+
+    async def settle(self, reply: Any, asked: int, *, any_length: bool = False) -> Attr:
+        """As `get`, of what the master has answered; `asked` when."""
+        attr = await self._understood(reply, asked)
+        if attr is not None:
+            return attr
+        inode = reply.attr.inode
+        attempt = 0
+        with trio.move_on_after(_ANY_LENGTH_SECONDS if any_length else self._options.timeout_seconds):
+            while True:
+                asked = self._cache.moment
+                reply = await self._session.call("GetAttr", pb.InodeRequest(inode=inode))
+                attr = await self._understood(reply, asked)
+                if attr is not None:
+                    return attr
+                attempt += 1
+                await self._env.clock.sleep(pause_seconds(attempt, self._env.random))
+        if any_length:
+            attr = self._files.merge(attr_from_wire(reply.attr))
+            attr.volatile = True
+            return attr
+        raise GfsError(
+            Code.TIMED_OUT,
+            f"nobody can tell how long inode {inode} is: no replica of its last chunk answers; see gfs status",
+        )
+
+    async def _understood(self, reply: Any, asked: int) -> Attr | None:
+        """The attributes, kept if they may be; None when they are out of date, or the length is not to be had now."""
+        attr = attr_from_wire(reply.attr)
+        inode = attr.inode
+        if attr.length_pending and inode not in self._chunks.sole_writer:
+            attr.volatile = True
+            self._cache.attrs.pop(inode, None)
+            if not self._cache.crossed(asked):
+                self._chunks.keep_locations(inode, reply.chunks)
+            if not await self._ask_length(attr, reply.chunks):
+                return None
+        elif not self._cache.keep(attr, asked):
+            attr.volatile = True
+        if self._cache.changed_since(inode, asked):
+            return None  # perhaps from when the master left the length to us, which we have told it since
+        return self._files.merge(attr)
+
+    async def _ask_length(self, attr: Attr, chunks: Any) -> bool:
+        """Take the chunks in which the file may end into account; whether that could be done."""
+        chunk_bytes = self._files.chunk_bytes
+        for location in chunks:
+            if not location.handle:
+                continue
+            found = await self._reader.length(location)
+            if found is None:
+                return False
+            length, mtime_ns = found
+            if length:
+                attr.size = max(attr.size, location.index * chunk_bytes + length)
+            if mtime_ns:
+                attr.mtime_ns = max(attr.mtime_ns, mtime_ns)
+                attr.ctime_ns = max(attr.ctime_ns, mtime_ns)
+        return True
