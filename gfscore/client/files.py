@@ -298,7 +298,6 @@ class Files:
             state.appender.forget_grant()
 
     def _committed(self, state: FileState, release: bool) -> None:
-        self._cache.changed(state.inode)
         attr = self._cache.attrs.get(state.inode)
         if attr is not None:
             agreed = self.merge(attr)
@@ -308,6 +307,7 @@ class Files:
             self._cache.attrs[state.inode] = agreed
         state.uncommitted = state.uncommitted and not release and state.writers > 0
         if not state.uncommitted:
+            self._cache.changed(state.inode)  # what the master said before lacks what `merge` adds no more
             state.end = 0
             if not state.handles and self._states.get(state.inode) is state:
                 del self._states[state.inode]
