@@ -43,9 +43,12 @@ def run_seed(seed: int, profile: Profile | None = None) -> Result:
 
 
 def run_quietly(seed: int) -> Result:
-    """`run_seed` without what servers log, for a process of its own."""
+    """`run_seed` without what servers log, for a process of its own. Raises nothing at all."""
     logging.disable(logging.WARNING)
-    return run_seed(seed)
+    try:
+        return run_seed(seed)
+    except Exception as error:  # the other seeds are worth running all the same
+        return Result(seed, profile_of(seed).name, "", [f"ended with {error!r}"])
 
 
 async def _run(seed: int, profile: Profile) -> Result:
