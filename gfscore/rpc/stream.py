@@ -31,7 +31,6 @@ from gfscore.rpc.waiting import SentCall, StreamingCall, Waiter
 log = logging.getLogger(__name__)
 
 PREFETCHED_PAYLOAD_BYTES = 64 * 1024
-WATCH_SECONDS = 0.5  # how exactly time is kept
 SEND_SECONDS = 30.0  # a peer that takes no byte for so long is gone
 CALLS_MAX = 1024  # of one peer at once; then nothing more is read from it
 _BUFFER_BYTES = 256 * 1024
@@ -105,6 +104,7 @@ class StreamConnection:
         self._serving = 0  # calls of the peer that are not answered yet
         self._fewer_calls = trio.Event()
         self._send_deadline = math.inf
+        self._watching = trio.CancelScope()  # ends when the next deadline is there
 
     # ------------------------------------------------------------ calling
 
@@ -113,11 +113,7 @@ class StreamConnection:
     ) -> tuple[Any, memoryview]:
         """See `transport.Channel.call`. Its time is kept by `_watch`: a cancel scope would cost more than the rest."""
         call_id, waiter = await self._ask(method, request, payload, reply_into)
-        waiter.deadline = trio.current_time() + timeout
-        try:
-            return await waiter.wait()
-        finally:
-            self.forget(call_id, waiter)
+        return await self.answer(call_id, waiter, timeout)
 
     async def begin(self, method: str, request: Any, *payload: Buffer) -> SentCall:
         """See `transport.Channel.begin`."""
@@ -210,6 +206,15 @@ class StreamConnection:
         self._waiters[call_id] = waiter
         return waiter
 
+    async def answer(self, call_id: int, waiter: Waiter, timeout: float) -> tuple[Any, memoryview]:
+        """Raises GfsError: the peer's, or UNREACHABLE after `timeout` seconds."""
+        waiter.deadline = trio.current_time() + timeout
+        self._wake_watch(waiter.deadline)
+        try:
+            return await waiter.wait()
+        finally:
+            self.forget(call_id, waiter)
+
     def forget(self, call_id: int, waiter: Waiter) -> None:
         self._waiters.pop(call_id, None)
         if waiter.receiving:
@@ -234,6 +239,7 @@ class StreamConnection:
     async def send_locked(self, parts: list[Buffer]) -> None:
         complete = False
         self._send_deadline = trio.current_time() + SEND_SECONDS
+        self._wake_watch(self._send_deadline)
         try:
             await self._stream.send(parts)
             complete = True
@@ -259,17 +265,23 @@ class StreamConnection:
     async def _watch(self) -> None:
         """Ends calls that were not answered in time, and the connection when the peer takes nothing any more."""
         while not self._closed.is_set():
-            with trio.move_on_after(WATCH_SECONDS):
+            deadlines = [waiter.deadline for waiter in self._waiters.values()]
+            # One that is over before then is looked at in vain, once: most calls have the same timeout.
+            with trio.CancelScope(deadline=min([self._send_deadline, *deadlines])) as self._watching:
                 await self._closed.wait()
             now = trio.current_time()
-            if now > self._send_deadline:
+            if now >= self._send_deadline:
                 log.warning("event=peer_stuck peer=%s", self.peer)
                 self.close()
             for call_id, waiter in list(self._waiters.items()):
-                if now > waiter.deadline:
+                if now >= waiter.deadline:
                     error = GfsError(Code.UNREACHABLE, f"{self.peer} did not answer {waiter.method.name} in time")
                     self.forget(call_id, waiter)
                     waiter.wake(outcome.Error(error))
+
+    def _wake_watch(self, deadline: float) -> None:
+        if deadline < self._watching.deadline:
+            self._watching.deadline = deadline
 
     async def _read_on(self, nursery: trio.Nursery, after: trio.Event | None) -> None:
         """Read until a request comes; then another task reads on, and this one serves it without a hop.

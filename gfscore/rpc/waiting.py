@@ -63,12 +63,8 @@ class SentCall:
 
     async def result(self, timeout: float) -> Any:
         """The reply. Raises GfsError."""
-        self._waiter.deadline = trio.current_time() + timeout
-        try:
-            reply, _ = await self._waiter.wait()
-            return reply
-        finally:
-            self._connection.forget(self._call_id, self._waiter)
+        reply, _ = await self._connection.answer(self._call_id, self._waiter, timeout)
+        return reply
 
 
 class StreamingCall:
