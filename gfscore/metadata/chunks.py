@@ -29,15 +29,20 @@ class ChunkRecord(NamedTuple):
     references: int  # mappings that name it
     goal: int  # replicas wanted
     used: bool  # some server has said that it has a replica: when no server has one any more, data is lost
+    # Until then, the numbers of the servers that it was granted to: what is acknowledged is on all of them.
+    members: tuple[int, ...] = ()
 
 
 def pack_chunk(chunk: ChunkRecord) -> bytes:
-    return pack_varints(chunk.version, chunk.references, chunk.goal << 1 | chunk.used)
+    return pack_varints(chunk.version, chunk.references, chunk.goal << 1 | chunk.used, *chunk.members)
 
 
 def unpack_chunk(raw: bytes) -> ChunkRecord:
-    version, references, goal = raw if len(raw) == 3 else unpack_varints(raw)  # three bytes: each below 128
-    return ChunkRecord(version, references, goal >> 1, bool(goal & 1))
+    if len(raw) == 3:  # three bytes: each below 128
+        version, references, goal = raw
+        return ChunkRecord(version, references, goal >> 1, bool(goal & 1))
+    version, references, goal, *members = unpack_varints(raw)
+    return ChunkRecord(version, references, goal >> 1, bool(goal & 1), tuple(members))
 
 
 def load_chunk(t: Tables, handle: int) -> ChunkRecord:
@@ -138,9 +143,11 @@ def handle_at(t: Tables, inode: int, index: int) -> int:
     return 0 if raw is None else unpack8(raw[within * 8 : within * 8 + 8])
 
 
-def _new_chunk(tx: Transaction, inode: int, index: int, goal: int, *, used: bool = False) -> int:
+def _new_chunk(
+    tx: Transaction, inode: int, index: int, goal: int, members: Iterable[int] = (), *, used: bool = False
+) -> int:
     handle = tx.tick()
-    store_chunk(tx, handle, ChunkRecord(1, 1, goal, used))
+    store_chunk(tx, handle, ChunkRecord(1, 1, goal, used, tuple(members)))
     _put_handle(tx, inode, index, handle)
     tx.count(CHUNK_COUNT, 1)
     return handle
@@ -161,8 +168,9 @@ def mark_pending(tx: Transaction, inode: int) -> None:
         store(tx, record)
 
 
-def add_fresh_chunk(tx: Transaction, inode: int, index: int, goal: int) -> int:
-    """Fill the hole at `index` with a new chunk of version 1; its handle. The length is pending from now on.
+def add_fresh_chunk(tx: Transaction, inode: int, index: int, goal: int, members: Iterable[int] = ()) -> int:
+    """Fill the hole at `index` with a new chunk of version 1, granted to `members` (numbers of servers); its handle.
+    The length is pending from now on.
 
     Raises EXISTS where there is a chunk, FILE_TOO_LARGE, STALE_INODE, IS_DIRECTORY, INVALID (no regular file).
     """
@@ -175,11 +183,13 @@ def add_fresh_chunk(tx: Transaction, inode: int, index: int, goal: int) -> int:
         record.flags |= HAS_SEGMENTS
     record.length_pending = True
     store(tx, record)
-    return _new_chunk(tx, inode, index, goal)
+    return _new_chunk(tx, inode, index, goal, members)
 
 
-def replace_fresh_chunk(tx: Transaction, inode: int, index: int, failed_handle: int) -> int:
-    """Another new chunk in the place of one in which nothing was acknowledged; the failed one is gone.
+def replace_fresh_chunk(
+    tx: Transaction, inode: int, index: int, failed_handle: int, members: Iterable[int] = ()
+) -> int:
+    """Another new chunk, granted to `members`, in the place of one in which nothing was acknowledged, which is gone.
 
     Raises STALE_VERSION when it is not there any more, or not fresh (a later version, or shared by a snapshot).
     """
@@ -188,7 +198,7 @@ def replace_fresh_chunk(tx: Transaction, inode: int, index: int, failed_handle: 
         raise GfsError(Code.STALE_VERSION, f"chunk {failed_handle:x} is not fresh any more")
     unreference(tx, failed_handle)
     mark_pending(tx, inode)
-    return _new_chunk(tx, inode, index, chunk.goal)
+    return _new_chunk(tx, inode, index, chunk.goal, members)
 
 
 def drop_fresh_chunk(tx: Transaction, inode: int, index: int, handle: int) -> bool:
@@ -211,18 +221,20 @@ def drop_fresh_chunk(tx: Transaction, inode: int, index: int, handle: int) -> bo
     return True
 
 
-def replace_shared_chunk(tx: Transaction, inode: int, index: int, old_handle: int, *, copied: bool = True) -> int:
+def replace_shared_chunk(
+    tx: Transaction, inode: int, index: int, old_handle: int, members: Iterable[int] = (), *, copied: bool = True
+) -> int:
     """Copy-on-write [0116]: this file gets a handle of its own (version 1, same goal), the others keep the old one.
 
-    `copied`: there are replicas of the new one already. Raises STALE_VERSION when the file has another chunk there, or
-    the chunk is not shared any more.
+    `copied`: there are replicas of the new one already; else it is granted to `members`. Raises STALE_VERSION when the
+    file has another chunk there, or the chunk is not shared any more.
     """
     chunk = _expect(tx, inode, index, old_handle)
     if chunk.references < 2:
         raise GfsError(Code.STALE_VERSION, f"chunk {old_handle:x} is not shared any more")
     unreference(tx, old_handle)
     mark_pending(tx, inode)
-    return _new_chunk(tx, inode, index, chunk.goal, used=copied)
+    return _new_chunk(tx, inode, index, chunk.goal, members, used=copied)
 
 
 def mark_used(tx: Transaction, handles: Iterable[int]) -> None:
@@ -230,7 +242,7 @@ def mark_used(tx: Transaction, handles: Iterable[int]) -> None:
     for handle in handles:
         chunk = find_chunk(tx, handle)
         if chunk is not None and not chunk.used:
-            store_chunk(tx, handle, chunk._replace(used=True))
+            store_chunk(tx, handle, chunk._replace(used=True, members=()))
 
 
 def raise_version(tx: Transaction, handle: int, version: int) -> None:
@@ -240,7 +252,7 @@ def raise_version(tx: Transaction, handle: int, version: int) -> None:
     if version < chunk.version:
         raise GfsError(Code.STALE_VERSION, f"chunk {handle:x} has version {chunk.version}, not {version}")
     if version > chunk.version:
-        store_chunk(tx, handle, chunk._replace(version=version, used=True))
+        store_chunk(tx, handle, chunk._replace(version=version, used=True, members=()))
 
 
 def unreference(tx: Transaction, handle: int) -> bool:

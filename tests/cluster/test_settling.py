@@ -10,6 +10,7 @@ from test_memory_fsck import DATA_START, QUIET, fsck, host_of, replica_path
 
 from gfscore.client import ROOT_INODE, AttrChanges, Client
 from gfscore.client.paths import Paths
+from gfscore.errors import GfsError
 from gfscore.ids import BLOCK_BYTES
 
 LEASE = {"lease_seconds": 5.0}
@@ -223,4 +224,54 @@ async def test_a_snapshot_does_not_wait_for_a_replica_that_cannot_be_made_equal(
         await Paths(observer, 1, 1).snapshot("/f", "/g")
         data = await Paths(observer).read("/g")
         assert data[BLOCK_BYTES : BLOCK_BYTES + 9] == b"half done" and len(data) == 3 * BLOCK_BYTES
+        cluster.network.reconnect("client", "master")
+
+
+@pytest.mark.parametrize("settled_by", ["a write", "a look"])
+async def test_a_chunk_that_nobody_used_holds_up_nothing_while_a_server_is_dead(
+    settled_by: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A new master does not wait for the dead one of its servers: another one can say that the chunk was never used."""
+    async with (
+        memory_cluster(chunkservers=4, server_options=QUIET, **LEASE) as cluster,
+        cluster.client("observer", caching=False) as observer,
+        cluster.client() as client,
+    ):
+        attr, file = await client.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        chunk = (await observer.file_info(attr.inode))["chunks"][0]
+        dead = await host_of(observer, chunk["primary"])
+        await trio.sleep(3)
+        await cluster.kill(dead)
+        if settled_by == "a look":
+            cluster.network.crash("client")
+            cluster.network.disconnect("client", "master")
+        await cluster.restart("master")
+        if settled_by == "a look":
+            await settled(observer, "/f")
+            assert not [c for c in (await observer.file_info(attr.inode))["chunks"] if int(c["handle"], 16)]
+            cluster.network.reconnect("client", "master")
+        else:
+            await file.write(0, b"data")
+            await file.flush()
+            assert await Paths(observer).read("/f") == b"data"
+
+
+async def test_a_chunk_that_only_a_dead_server_could_have_waits_for_it_or_for_the_operator(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with (
+        memory_cluster(server_options=QUIET, replication=1, **LEASE) as cluster,
+        cluster.client("observer", caching=False, timeout_seconds=20) as observer,
+        cluster.client() as client,
+    ):
+        attr, _ = await client.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        server = (await observer.file_info(attr.inode))["chunks"][0]["primary"]
+        await cluster.kill(await host_of(observer, server))
+        cluster.network.crash("client")
+        cluster.network.disconnect("client", "master")
+        await cluster.restart("master")
+        with pytest.raises(GfsError, match="how long"):
+            await observer.getattr(attr.inode)
+        await observer.operator.forget_server(server)
+        assert (await observer.getattr(attr.inode)).size == 0
         cluster.network.reconnect("client", "master")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from gfscore.metadata.chunks import (
     load_chunk,
     mapping_get,
     mark_pending,
+    mark_used,
     pack_chunk,
     raise_version,
     replace_fresh_chunk,
@@ -39,10 +42,19 @@ def code(state: State, operation: object, *args: object, **kwargs: object) -> Co
     return caught.value.code
 
 
-@given(*(st.integers(0, 1 << 64) for _ in range(3)), st.booleans())
-def test_chunk_records_round_trip(version: int, references: int, goal: int, used: bool) -> None:
-    chunk = ChunkRecord(version, references, goal, used)
+@given(*(st.integers(0, 1 << 64) for _ in range(3)), st.booleans(), st.lists(st.integers(0, 1 << 64), max_size=5))
+def test_chunk_records_round_trip(version: int, references: int, goal: int, used: bool, members: list[int]) -> None:
+    chunk = ChunkRecord(version, references, goal, used, tuple(members))
     assert unpack_chunk(pack_chunk(chunk)) == chunk
+
+
+@pytest.mark.parametrize("operation", [lambda tx, h: mark_used(tx, [h]), lambda tx, h: raise_version(tx, h, 9)])
+def test_members_are_known_until_the_chunk_is_used(state: State, operation: Callable[..., None]) -> None:
+    f = state.make(b"f")
+    handle = state.run(add_fresh_chunk, f, 0, 3, [7, 300], timed=False)
+    assert load_chunk(state.tables, handle).members == (7, 300)
+    state.run(operation, handle, timed=False)
+    assert load_chunk(state.tables, handle).used and load_chunk(state.tables, handle).members == ()
 
 
 def test_fresh_chunks_fill_holes_and_extend(state: State) -> None:

@@ -143,7 +143,7 @@ class Attributes:
             await self._fencing.copy(inode, index, handle, truncate=keep)
             return
         fenced = (await self._fencing.fence([handle], truncate=keep))[handle]
-        unused = chunk.version == 1 and (fenced.missing or await self._fencing.never_made(handle))
+        unused = chunk.version == 1 and (fenced.missing or await self._fencing.never_used(handle))
         if not fenced.servers and not unused:
             raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} can be reached: is its server up?")
 

@@ -126,37 +126,44 @@ class Fencing:
     ) -> dict[int, Fenced]:
         """`fence` for who has the chunks exclusively."""
         await self._servers.wait_for_sets(handles, REPORT_WAIT_SECONDS)
-        busy = [handle for handle in handles if handle not in self._servers.busy]
+        results = {handle: Fenced() for handle in handles}
+        await self._try(self._attempts(handles, exclude), truncate, results)
+        return results
+
+    async def _try(self, attempts: list[_Attempt], truncate: int | None, results: dict[int, Fenced]) -> None:
+        busy = [one.handle for one in attempts if one.handle not in self._servers.busy]
         self._servers.busy.update(busy)
         try:
-            results = {handle: Fenced() for handle in handles}
-            attempts = self._attempts(handles, exclude)
             for _ in range(_ROUNDS_MAX):
                 if not attempts:
                     break
                 attempts = await self._round(attempts, truncate, results)
             self._log(results)
-            return results
         finally:
             self._servers.busy.difference_update(busy)
 
-    async def never_made(self, handle: int) -> bool:
-        """Whether no server has a replica of this new chunk, nor ever will: each one says so, and has given up the
-        lease on it if it is the one to have it. Everybody has to be there; a server may have a chunk, or have had it,
-        that its reports were silent of as yet.
+    async def never_used(self, handle: int, *, unanimous: bool = False) -> bool:
+        """Whether nothing was ever acknowledged in this new chunk, nor will be.
+
+        What is acknowledged is on all the servers that it was granted to, and one that is asked for a new version of
+        a chunk that it does not have never makes it from then on: so one such answer is enough. `unanimous`: of all of
+        them, none may be away. Where the operator has given up all of them, nobody is left to have it.
         """
+        async with self.exclusive([handle]):
+            return await self._never_used(handle, unanimous)
+
+    async def _never_used(self, handle: int, unanimous: bool) -> bool:
         chunk = find_chunk(self._state.tables, handle)
-        servers = list(self._servers.by_id.values())
-        if chunk is None or chunk.used or handle in self._servers.stale:
+        if chunk is None or not chunk.members or handle in self._servers.stale:
             return False
-        if not self._servers.heard_all or any(server.gone for server in servers):
-            return False
-        wanted = {server: [handle] for server in servers}
-        held, silent = await self._calls.revoke(wanted)
-        if held or silent:
-            return False
-        answers = (await self._calls.inspect(wanted)).get(handle, [])
-        return len(answers) == len(servers) and all(item.error == Code.UNKNOWN_CHUNK for _, item in answers)
+        ids = self._servers.members(chunk)
+        servers = [server for server in map(self._servers.by_id.get, ids) if server is not None and not server.gone]
+        if not ids or len(servers) < (len(ids) if unanimous else 1):
+            return not ids
+        results = {handle: Fenced()}
+        await self._try([_Attempt(handle, chunk.version, dict.fromkeys(servers, chunk.version))], None, results)
+        missing = results[handle].missing
+        return len(missing) == len(ids) if unanimous else bool(missing) and not results[handle].servers
 
     def _attempts(self, handles: list[int], exclude: Collection[str]) -> list[_Attempt]:
         attempts = []
@@ -262,7 +269,7 @@ class Fencing:
             copied = [answer.server for answer in given if answer.error is Code.OK]
             if not copied and any(answer.error is Code.NO_SPACE for answer in given):
                 raise GfsError(Code.NO_SPACE, f"the chunkservers of chunk {handle:016x} have no room for a copy of it")
-            if not copied and await self.never_made(handle):
+            if not copied and await self._never_used(handle, unanimous=False):
                 return 0, Fenced()
             if not copied:
                 raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} could be copied: servers are down")

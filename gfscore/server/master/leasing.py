@@ -178,20 +178,20 @@ class Leasing:
     def _fill_hole(self, record: InodeRecord, index: int, avoid: list[str]) -> GrantedLease:
         tx = self._state.begin()
         policy, replicas = self.place(tx, record.inode, avoid)
-        handle = add_fresh_chunk(tx, record.inode, index, policy.replication)
+        handle = add_fresh_chunk(tx, record.inode, index, policy.replication, _numbers(replicas))
         return self._commit_fresh(tx, record, index, handle, replicas, policy)
 
     def _unshare_unused(self, record: InodeRecord, index: int, shared: int, avoid: list[str]) -> GrantedLease:
         """A chunk that was shared before its first use holds nothing to copy: this file gets a fresh one."""
         tx = self._state.begin()
         policy, replicas = self.place(tx, record.inode, avoid)
-        handle = replace_shared_chunk(tx, record.inode, index, shared, copied=False)
+        handle = replace_shared_chunk(tx, record.inode, index, shared, _numbers(replicas), copied=False)
         return self._commit_fresh(tx, record, index, handle, replicas, policy)
 
     def _replace_fresh(self, record: InodeRecord, index: int, failed: int, avoid: list[str]) -> GrantedLease:
         tx = self._state.begin()
         policy, replicas = self.place(tx, record.inode, avoid)
-        handle = replace_fresh_chunk(tx, record.inode, index, failed)
+        handle = replace_fresh_chunk(tx, record.inode, index, failed, _numbers(replicas))
         lease = self._commit_fresh(tx, record, index, handle, replicas, policy)
         self._leases.drop(failed, clean=True)
         self._servers.freed([failed])
@@ -236,4 +236,8 @@ class Leasing:
         """
         if fenced.missing and not length_known and handle not in self._servers.stale:
             return True
-        return await self._fencing.never_made(handle)
+        return await self._fencing.never_used(handle, unanimous=length_known)
+
+
+def _numbers(replicas: Replicas) -> list[int]:
+    return [server.number for server in replicas]

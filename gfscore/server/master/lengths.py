@@ -189,7 +189,7 @@ class Lengths:
         """Make a hole again of a chunk that no server has or will have, with the locks that it takes."""
         async with self._locks.hold(lambda: ([LEASES], [inode_key(inode)])):
             index = index_of(self._state.tables, inode, handle)
-            if index < 0 or self._leases.find(handle) is not None or not await self._fencing.never_made(handle):
+            if index < 0 or self._leases.find(handle) is not None or not await self._fencing.never_used(handle):
                 return
             tx = self._state.begin()
             if drop_fresh_chunk(tx, inode, index, handle):
@@ -217,7 +217,7 @@ class Lengths:
                 del lengths[lease.handle]
         revoked = set(lengths)
         for file in files:
-            unused += await self._never_made(file, lengths)
+            unused += await self._never_used(file, lengths)
         await self._make_equal(files, lengths)
         await self._inspect([handle for file in files for _, handle in file.tail], lengths)
         dropped: list[int] = []
@@ -270,13 +270,13 @@ class Lengths:
         lengths.update((place.handle, Length(1, 0)) for place in unused)
         return unused
 
-    async def _never_made(self, file: _Open, lengths: dict[int, Length]) -> list[_Place]:
-        """Chunks whose lease is over, or was given by the master before, and of which no server has a replica."""
+    async def _never_used(self, file: _Open, lengths: dict[int, Length]) -> list[_Place]:
+        """Chunks whose lease is over, or was given by the master before, and in which nothing was acknowledged."""
         found = []
         for index, handle in enumerate_chunks(self._state.tables, file.inode):
             if handle in lengths or load_chunk(self._state.tables, handle).used:
                 continue
-            if self._leases.find(handle) is None and await self._fencing.never_made(handle):
+            if self._leases.find(handle) is None and await self._fencing.never_used(handle):
                 found.append(_Place(file.inode, index, handle))
                 lengths[handle] = Length(1, 0)
         return found
@@ -333,7 +333,7 @@ class Lengths:
             good = [item.length for item in items if not item.error and item.version == version]
             if good:
                 lengths[handle] = Length(version, max(good))
-            elif await self._fencing.never_made(handle):
+            elif await self._fencing.never_used(handle):
                 lengths[handle] = Length(1, 0)
             else:
                 raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} can be reached: is its server up?")

@@ -159,7 +159,7 @@ class Namespace:
                 raise
             self._calls.commit(tx, request.id, record.inode, 0)
             return
-        handle = add_fresh_chunk(tx, record.inode, 0, policy.replication)
+        handle = add_fresh_chunk(tx, record.inode, 0, policy.replication, [server.number for server in replicas])
         self._calls.commit(tx, request.id, record.inode, handle)
         self._servers.set_replicas(handle, list(replicas))
         lease = self._leasing.granted(record, 0, handle, 1, replicas, policy, fresh=True)

@@ -13,8 +13,8 @@ import trio
 from gfscore.env import Env
 from gfscore.errors import Code, GfsError
 from gfscore.ids import PROTOCOL_VERSION
-from gfscore.metadata.chunks import find_chunk
-from gfscore.metadata.keys import pack8
+from gfscore.metadata.chunks import ChunkRecord, find_chunk
+from gfscore.metadata.keys import pack8, unpack8
 from gfscore.metadata.placement import ServerLoad, choose_servers
 from gfscore.metadata.tables import COUNTERS
 from gfscore.proto import gfs_pb2 as pb
@@ -25,7 +25,7 @@ from gfscore.server.master.state import MasterState, secret_of
 log = logging.getLogger(__name__)
 
 REPORT_SLICE_CHUNKS = 1000
-_KNOWN = b"server/"  # + server id: it has registered once
+_KNOWN = b"server/"  # + server id: it has registered once; its number, which it keeps
 _DRAINING = b"drain/"  # + server id: it is to be emptied [0073]
 _DRIFT = 1.05  # the master waits longer than a server counts: clocks differ (rule 4)
 _DECAY_SECONDS = 10.0
@@ -43,11 +43,14 @@ class ServerState:
 
     __slots__ = (
         "channel", "chunk_count", "collect", "complete", "epoch", "failed_at", "free_bytes", "gone", "heard", "id",
-        "incarnation", "load", "message", "scrub", "suspect", "total_bytes", "unknown", "used_bytes",
+        "incarnation", "load", "message", "number", "scrub", "suspect", "total_bytes", "unknown", "used_bytes",
     )  # fmt: skip
 
-    def __init__(self, message: pb.Server, epoch: int, incarnation: int, channel: Channel, load: ServerLoad) -> None:
+    def __init__(
+        self, message: pb.Server, number: int, epoch: int, incarnation: int, channel: Channel, load: ServerLoad
+    ) -> None:
         self.id = message.id
+        self.number = number  # stands for the id in chunk records
         self.message = message
         self.epoch = epoch
         self.incarnation = incarnation
@@ -86,15 +89,16 @@ class Servers:
         self._changed = trio.Event()
         self._gathering_until = env.clock.boottime() + _GATHERING_SECONDS
         self._decayed = env.clock.boottime()
-        self._awaited = set(self._stored(_KNOWN))
-        self.draining.update(self._stored(_DRAINING))
+        self._numbers = {number: server_id for server_id, number in self._stored(_KNOWN)}
+        self._awaited = set(self._numbers.values())
+        self.draining.update(server_id for server_id, _ in self._stored(_DRAINING))
         self._registering = trio.Lock()
         self._note_completeness()
 
-    def _stored(self, prefix: bytes) -> list[str]:
-        """The server ids behind the keys with this prefix."""
+    def _stored(self, prefix: bytes) -> list[tuple[str, int]]:
+        """The server ids behind the keys with this prefix, and the numbers under them."""
         rows = self._state.tables.range(COUNTERS, prefix, prefix + b"\xff")
-        return [key[len(prefix) :].decode() for key, _ in rows]
+        return [(key[len(prefix) :].decode(), unpack8(value) if value else 0) for key, value in rows]
 
     # ------------------------------------------------------------ sessions
 
@@ -159,8 +163,12 @@ class Servers:
     def _begin(self, request: pb.RegisterRequest) -> pb.RegisterReply:
         tx = self._state.begin()
         epoch = tx.tick()
-        tx.put(COUNTERS, _KNOWN + request.server_id.encode(), pack8(epoch))
+        key = _KNOWN + request.server_id.encode()
+        known = tx.get(COUNTERS, key)
+        number = unpack8(known) if known else epoch
+        tx.put(COUNTERS, key, pack8(number))
         self._state.commit(tx)
+        self._numbers[number] = request.server_id
         old = self.by_id.get(request.server_id)
         if old is not None:
             self.end_session(old)
@@ -168,7 +176,7 @@ class Servers:
         message = pb.Server(id=request.server_id, address=address, rack=request.rack)
         channel = self._env.transport.control_channel(address.host, address.control_port, "Chunkserver")
         load = ServerLoad(request.server_id, request.rack, request.total_bytes, request.used_bytes, 0, address.host)
-        server = ServerState(message, epoch, request.incarnation, channel, load)
+        server = ServerState(message, number, epoch, request.incarnation, channel, load)
         server.heard = self._env.clock.boottime()
         server.total_bytes, server.used_bytes = request.total_bytes, request.used_bytes
         server.free_bytes = max(0, request.total_bytes - request.used_bytes)
@@ -292,6 +300,7 @@ class Servers:
         self._state.commit(tx)
         self.draining.discard(server_id)
         self._awaited.discard(server_id)
+        self._numbers = {number: known for number, known in self._numbers.items() if known != server_id}
         if server is not None:
             self.end_session(server)
             del self.by_id[server_id]
@@ -344,6 +353,10 @@ class Servers:
                     server = current
             found.append(server)
         return found
+
+    def members(self, chunk: ChunkRecord) -> list[str]:
+        """The ids of those to which a new chunk was granted, without servers that were forgotten."""
+        return [self._numbers[number] for number in chunk.members if number in self._numbers]
 
     def damaged(self, handle: int) -> list[ServerState]:
         """Live servers with a damaged replica: the blocks that still verify can be read there."""
