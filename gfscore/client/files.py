@@ -239,7 +239,7 @@ class Files:
 
     async def _commit_one(self, state: FileState, committing: Committing) -> None:
         try:
-            await self._commit([state], release=False, sync=True)
+            await self._commit([state], release=not state.writers, sync=True)
         except GfsError as error:
             committing.error = error
         finally:
@@ -305,7 +305,7 @@ class Files:
                 agreed = agreed.copy()
                 agreed.length_pending = False
             self._cache.attrs[state.inode] = agreed
-        state.uncommitted = state.uncommitted and not release and state.writers > 0
+        state.uncommitted = state.uncommitted and not release
         if not state.uncommitted:
             self._cache.changed(state.inode)  # what the master said before lacks what `merge` adds no more
             state.end = 0

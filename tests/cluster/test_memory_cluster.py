@@ -303,3 +303,17 @@ async def test_a_hole_in_front_of_the_only_write_of_an_open_file(
         for reader in (client, other):
             assert (await Paths(reader).read("/f")).startswith(bytes(start) + b"data")
         await file.close()
+
+
+async def test_a_file_synced_by_its_last_reader_is_let_go_all_the_same(autojump_clock: trio.testing.MockClock) -> None:
+    """The master once counted its client among the writers for ever: everybody else had to ask for the length."""
+    async with memory_cluster() as cluster, cluster.client() as client, cluster.client("other") as other:
+        attr, writer = await client.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        reader = await client.open(attr.inode)
+        await writer.write(0, b"data")
+        await writer.close()
+        await reader.fsync()
+        await reader.close()
+        await trio.sleep(5)
+        found = await other.getattr(attr.inode)
+        assert found.size == 4 and not found.length_pending
