@@ -7,6 +7,7 @@
 `gfscore.client.sync` is the same for programs without trio, by path.
 """
 
+from gfscore.client.attributes import LengthUnknown
 from gfscore.client.client import Client, open_client
 from gfscore.client.files import OpenFile
 from gfscore.client.options import ClientOptions
@@ -33,6 +34,7 @@ __all__ = [
     "FileType",
     "GfsError",
     "Invalidation",
+    "LengthUnknown",
     "OpenFile",
     "open_client",
 ]

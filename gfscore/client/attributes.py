@@ -25,6 +25,16 @@ from gfscore.proto import gfs_pb2 as pb
 _ANY_LENGTH_SECONDS = 1.0  # for so long the length is asked for where it does not matter
 
 
+class LengthUnknown(GfsError):
+    """Nobody can tell how long a file is; everything else about it is known."""
+
+    def __init__(self, inode: int) -> None:
+        super().__init__(
+            Code.TIMED_OUT,
+            f"nobody can tell how long inode {inode} is: no replica of its last chunk answers; see gfs status",
+        )
+
+
 class Attributes:
     def __init__(
         self, session: MasterSession, cache: NamespaceCache, chunks: Chunks, files: Files, reader: ChunkReader,
@@ -49,7 +59,7 @@ class Attributes:
         """The length is what every append and close acknowledged so far amounts to.
 
         `any_length`: where nobody can tell it soon, the one that the master knows will do, and the result is
-        `volatile`. Raises STALE_INODE; TIMED_OUT when nobody can tell the length.
+        `volatile`. Raises STALE_INODE; TIMED_OUT (`LengthUnknown`) when nobody can tell the length.
         """
         attr = self.cached(inode)
         if attr is not None:
@@ -78,10 +88,7 @@ class Attributes:
             attr = self._files.merge(attr_from_wire(reply.attr))
             attr.volatile = True
             return attr
-        raise GfsError(
-            Code.TIMED_OUT,
-            f"nobody can tell how long inode {inode} is: no replica of its last chunk answers; see gfs status",
-        )
+        raise LengthUnknown(inode)
 
     async def _understood(self, reply: Any, asked: int) -> Attr | None:
         """The attributes, kept if they may be; None when they are out of date, or the length is not to be had now."""

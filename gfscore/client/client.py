@@ -147,6 +147,10 @@ class Client(NamespaceOperations):
             return attr, file
         return attr, self._handle(attr, write=True)
 
+    def is_open(self, inode: int) -> bool:
+        """Whether somebody has a handle here."""
+        return self._files.is_open(inode)
+
     async def open(self, inode: int, *, write: bool = False, append: bool = False, truncate: bool = False) -> OpenFile:
         """A handle. `append` is only a hint: every writable handle can append records."""
         attr = await self.getattr(inode)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pyfuse3
 
+from gfscore.client import LengthUnknown
 from gfscore.errors import Code, GfsError
 from gfscore.ids import NAME_BYTES_MAX
 from gfsmount.context import HandlerContext
@@ -31,7 +32,13 @@ class LookupHandlers(HandlerContext):
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         generation = self.notifier.generation
-        attr = await self.client.getattr(self.root if inode == 1 else inode)
+        real = self.root if inode == 1 else inode
+        try:
+            attr = await self.client.getattr(real)
+        except LengthUnknown:
+            if self.client.is_open(real):  # a length that is too small would be the end of what is read
+                raise
+            attr = await self.client.getattr(real, any_length=True)  # seen, it can at least be removed
         return self.attributes(attr, generation)
 
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:

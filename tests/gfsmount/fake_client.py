@@ -112,7 +112,10 @@ class FakeClient:
         await self._enter("lookup")
         return self._attr(self._find(parent, name))
 
-    async def getattr(self, inode: int) -> Attr:
+    def is_open(self, inode: int) -> bool:
+        return self._open[inode] > 0
+
+    async def getattr(self, inode: int, *, any_length: bool = False) -> Attr:
         await self._enter("getattr")
         return self._attr(inode)
 

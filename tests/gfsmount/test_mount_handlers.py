@@ -12,7 +12,7 @@ import pytest
 import trio
 from fake_client import FakeClient
 
-from gfscore.client import AttrChanges, FileType, Invalidation
+from gfscore.client import AttrChanges, FileType, Invalidation, LengthUnknown
 from gfscore.errors import Code, GfsError
 from gfscore.ids import ROOT_INODE
 from gfsmount.mount_options import MountOptions
@@ -137,6 +137,19 @@ async def test_volatile_attributes_are_not_kept_by_the_kernel(
     client.attrs[entry.st_ino].volatile = True
     assert (await operations.getattr(entry.st_ino, ctx)).attr_timeout == 0
     assert (await operations.lookup(1, b"f", ctx)).entry_timeout == 3600
+
+
+async def test_a_file_whose_length_nobody_can_tell_is_shown_unless_it_is_open(
+    operations: Operations, client: FakeClient, ctx: Any
+) -> None:
+    info, entry = await operations.create(1, b"f", 0o644, os.O_WRONLY, ctx)
+    client.errors["getattr"] = LengthUnknown(entry.st_ino)
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await operations.getattr(entry.st_ino, ctx)
+    assert caught.value.errno == errno.ETIMEDOUT
+    await operations.release(info.fh)
+    client.errors["getattr"] = LengthUnknown(entry.st_ino)
+    assert (await operations.getattr(entry.st_ino, ctx)).st_ino == entry.st_ino
 
 
 async def test_an_answer_overtaken_by_an_invalidation_is_not_kept(
