@@ -119,7 +119,6 @@ class Attributes:
             length, mtime_ns = found
             if length:
                 attr.size = max(attr.size, location.index * chunk_bytes + length)
-            if mtime_ns:
-                attr.mtime_ns = max(attr.mtime_ns, mtime_ns)
-                attr.ctime_ns = max(attr.ctime_ns, mtime_ns)
+            if mtime_ns > attr.ctime_ns:  # otherwise perhaps written before somebody set the time
+                attr.mtime_ns = attr.ctime_ns = mtime_ns
         return True

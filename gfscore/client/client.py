@@ -233,6 +233,8 @@ class Client(NamespaceOperations):
                 self._cache.names_changed(item.inode, list(item.names))
             if item.attr or item.chunks or item.writers:
                 self._cache.attrs.pop(item.inode, None)
+            if item.times:
+                self._files.times_set(item.inode)
             if item.writers:
                 self._chunks.sole_writer.discard(item.inode)
             if item.chunks:

@@ -186,6 +186,12 @@ class Files:
             if state.appender is not None:
                 state.appender.forget_grant()
 
+    def times_set(self, inode: int) -> None:
+        """Somebody set the file's mtime: that of what was written here before counts no more."""
+        state = self._states.get(inode)
+        if state is not None:
+            state.mtime_ns = 0
+
     def changed_elsewhere(self, inode: int) -> None:
         """The chunks of the file are others now, or have other versions."""
         state = self._states.get(inode)
@@ -198,20 +204,19 @@ class Files:
                 assert state.writer is not None
                 await state.writer.write_out()
 
-    async def prepare_setattr(self, state: FileState, size: int | None, times: bool) -> None:
-        """Before the master changes length or times of a file that was written here."""
+    async def prepare_setattr(self, state: FileState, size: int | None) -> None:
+        """Before the master changes length (`size`) or mtime of a file that was written here."""
         if state.writer is not None:
             if size is not None:
                 await state.writer.discard_from(size)
-            elif times:
-                await state.writer.write_out()  # else a write that is still on its way would set the time again
+            else:
+                await state.writer.write_out()  # a write that is still on its way would set the time again
+        while state.commits:  # one that arrives afterwards would make the file grow back, or set the time again
+            await state.commits[0].wait()
         if size is not None:
-            while state.commits:  # one that arrives after the cut would make the file grow back
-                await state.commits[0].wait()
             state.end = min(state.end, size)
             state.changes += 1
-        if times:
-            state.mtime_ns = 0
+        state.mtime_ns = 0
 
     def merge(self, attr: Attr) -> Attr:
         """`attr` as this client sees the file: with what it wrote itself and the master does not know yet."""

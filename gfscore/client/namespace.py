@@ -369,10 +369,12 @@ class NamespaceOperations:
         request.atime_now = changes.atime_now
         request.mtime_now = changes.mtime_now
         state = self._files.get(inode)
-        if state is not None and state.uncommitted:
+        sets_mtime = changes.mtime_ns is not None or changes.mtime_now
+        if state is not None and state.uncommitted and (changes.size is not None or sets_mtime):
             if changes.size is not None:
                 self._refuse_in_trash(await self.getattr(inode))  # before what is known of its length is given up
-            await self._files.prepare_setattr(state, changes.size, changes.mtime_ns is not None or changes.mtime_now)
+            await self._files.prepare_setattr(state, changes.size)
+            request.written = state.end
         asked = self._cache.moment
         reply = await self._session.change("SetAttr", request)
         if changes.size is not None:

@@ -27,16 +27,19 @@ def _check_size(size: int, chunk_size: int) -> None:
 
 
 def commit_length(
-    tx: Transaction, inode: int, size: int, *, now_ns: int, mtime_ns: int = 0, release: bool = False
+    tx: Transaction, inode: int, size: int, *, now_ns: int, mtime_ns: int | None = None, release: bool = False
 ) -> InodeRecord:
     """A length that became true at the primaries: the size grows to it, never shrinks; the new record.
 
-    `mtime_ns` 0 leaves the time unless the size grows. `release`: no writer is left, `size` is the truth again.
+    `mtime_ns`: when it was last written; 0 leaves the time, None too unless the size grows. `release`: no writer is
+    left, `size` is the truth again.
     Raises STALE_INODE, IS_DIRECTORY, INVALID, FILE_TOO_LARGE.
     """
     _check_size(size, LENGTH_MAX)
     record = load_file(tx, inode)
     grows = size > record.size
+    if mtime_ns is None:
+        mtime_ns = now_ns if grows else 0
     if not grows and not mtime_ns and not (release and record.length_pending):
         return record
     if grows:
@@ -44,8 +47,8 @@ def commit_length(
         if not record.nlink:
             resized(tx, record)
     if grows or mtime_ns:
-        record.mtime_ns = mtime_ns or now_ns
-        record.ctime_ns = max(record.ctime_ns, record.mtime_ns if mtime_ns else now_ns)
+        record.mtime_ns = mtime_ns or record.mtime_ns
+        record.ctime_ns = max(record.ctime_ns, mtime_ns or now_ns)
     if release:
         record.length_pending = False
     store(tx, record)

@@ -734,6 +734,7 @@ class SetAttrRequest(_message.Message):
     ATIME_NOW_FIELD_NUMBER: _builtins.int
     MTIME_NOW_FIELD_NUMBER: _builtins.int
     HAS_HANDLE_FIELD_NUMBER: _builtins.int
+    WRITTEN_FIELD_NUMBER: _builtins.int
     inode: _builtins.int
     mode: _builtins.int
     uid: _builtins.int
@@ -746,6 +747,8 @@ class SetAttrRequest(_message.Message):
     mtime_now: _builtins.bool
     has_handle: _builtins.bool
     """the size change comes through an open, writable handle (ftruncate)"""
+    written: _builtins.int
+    """with size or mtime: one past the last byte that the caller wrote before, as in a Commit"""
     @_builtins.property
     def id(self) -> Global___RequestId: ...
     @_builtins.property
@@ -766,10 +769,11 @@ class SetAttrRequest(_message.Message):
         atime_now: _builtins.bool = ...,
         mtime_now: _builtins.bool = ...,
         has_handle: _builtins.bool = ...,
+        written: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_atime_ns", b"_atime_ns", "_ctime_ns", b"_ctime_ns", "_gid", b"_gid", "_mode", b"_mode", "_mtime_ns", b"_mtime_ns", "_size", b"_size", "_uid", b"_uid", "atime_ns", b"atime_ns", "caller", b"caller", "ctime_ns", b"ctime_ns", "gid", b"gid", "id", b"id", "mode", b"mode", "mtime_ns", b"mtime_ns", "size", b"size", "uid", b"uid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_atime_ns", b"_atime_ns", "_ctime_ns", b"_ctime_ns", "_gid", b"_gid", "_mode", b"_mode", "_mtime_ns", b"_mtime_ns", "_size", b"_size", "_uid", b"_uid", "atime_now", b"atime_now", "atime_ns", b"atime_ns", "caller", b"caller", "ctime_ns", b"ctime_ns", "gid", b"gid", "has_handle", b"has_handle", "id", b"id", "inode", b"inode", "mode", b"mode", "mtime_now", b"mtime_now", "mtime_ns", b"mtime_ns", "size", b"size", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_atime_ns", b"_atime_ns", "_ctime_ns", b"_ctime_ns", "_gid", b"_gid", "_mode", b"_mode", "_mtime_ns", b"_mtime_ns", "_size", b"_size", "_uid", b"_uid", "atime_now", b"atime_now", "atime_ns", b"atime_ns", "caller", b"caller", "ctime_ns", b"ctime_ns", "gid", b"gid", "has_handle", b"has_handle", "id", b"id", "inode", b"inode", "mode", b"mode", "mtime_now", b"mtime_now", "mtime_ns", b"mtime_ns", "size", b"size", "uid", b"uid", "written", b"written"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__atime_ns: _TypeAlias = _typing.Literal["atime_ns"]  # noqa: Y015
     _WhichOneofArgType__atime_ns: _TypeAlias = _typing.Literal["_atime_ns", b"_atime_ns"]  # noqa: Y015
@@ -2045,6 +2049,7 @@ class InvalidateRequest(_message.Message):
         CHUNKS_FIELD_NUMBER: _builtins.int
         UNLINKED_FIELD_NUMBER: _builtins.int
         WRITERS_FIELD_NUMBER: _builtins.int
+        TIMES_FIELD_NUMBER: _builtins.int
         inode: _builtins.int
         attr: _builtins.bool
         chunks: _builtins.bool
@@ -2053,6 +2058,8 @@ class InvalidateRequest(_message.Message):
         """no name is left: answer whether it is open"""
         writers: _builtins.bool
         """another client writes it now: you are not the sole writer any more"""
+        times: _builtins.bool
+        """its mtime was set: that of what you wrote before counts no more"""
         @_builtins.property
         def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
             """entries of this directory that changed"""
@@ -2066,10 +2073,11 @@ class InvalidateRequest(_message.Message):
             chunks: _builtins.bool = ...,
             unlinked: _builtins.bool = ...,
             writers: _builtins.bool = ...,
+            times: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["attr", b"attr", "chunks", b"chunks", "inode", b"inode", "names", b"names", "unlinked", b"unlinked", "writers", b"writers"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["attr", b"attr", "chunks", b"chunks", "inode", b"inode", "names", b"names", "times", b"times", "unlinked", b"unlinked", "writers", b"writers"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

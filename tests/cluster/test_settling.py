@@ -275,3 +275,28 @@ async def test_a_chunk_that_only_a_dead_server_could_have_waits_for_it_or_for_th
         await observer.operator.forget_server(server)
         assert (await observer.getattr(attr.inode)).size == 0
         cluster.network.reconnect("client", "master")
+
+
+async def test_a_lease_that_is_given_back_says_nothing_of_the_chunks_behind_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The writer lives and is idle. The primary of its second chunk dies; the lease on the first one is given back."""
+    async with (
+        memory_cluster(server_options=QUIET, **LEASE) as cluster,
+        cluster.client("observer", caching=False) as observer,
+        cluster.client() as client,
+    ):
+        attr, file = await client.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        primaries = []
+        for index in range(len(cluster.names) + 1):  # until the last two chunks have different primaries
+            await file.write(index * CHUNK_BYTES, b"data")
+            await file.flush()
+            primaries = [chunk["primary"] for chunk in (await observer.file_info(attr.inode))["chunks"]]
+            if len(set(primaries)) > 1:
+                break
+        size = (len(primaries) - 1) * CHUNK_BYTES + 4
+        assert primaries[-1] not in primaries[:-1]
+        await cluster.restart(await host_of(observer, primaries[-1]))
+        await trio.sleep(SETTLED_SECONDS)
+        assert (await observer.getattr(attr.inode)).size == size
+        await file.close()

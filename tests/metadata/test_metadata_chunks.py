@@ -120,6 +120,10 @@ def test_a_committed_length_only_grows(state: State) -> None:
     assert state.run(commit_length, f, 100).length_pending
     record = state.run(commit_length, f, 50, mtime_ns=77, release=True)
     assert (record.size, record.mtime_ns, record.length_pending) == (100, 77, False)
+    record = state.run(commit_length, f, 150, mtime_ns=0)  # somebody set the time since that was written
+    assert (record.size, record.mtime_ns) == (150, 77)
+    record = state.run(commit_length, f, 200)
+    assert (record.size, record.mtime_ns) == (200, state.now_ns)
     before = state.dump()
     state.run(commit_length, f, 100, release=True)
     assert state.dump() == before  # a commit that says nothing new writes nothing

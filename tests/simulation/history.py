@@ -89,14 +89,17 @@ class SlotFile:
 
 @dataclass(eq=False)
 class WholeFile:
-    """A file that one task writes as a whole and closes, and that anybody reads."""
+    """A file that one task writes as a whole and closes, and that anybody reads.
+
+    Times are turns here (`Load.turn`), not seconds: much happens at the same simulated second.
+    """
 
     name: bytes
     inode: int
     writes: list[SlotWrite] = field(default_factory=list)
 
     def explains(self, found: bytes, since: float, until: float) -> bool:
-        """Whether a read between these times may find this. While it is written, and after a failure, anything goes."""
+        """Whether a read between these turns may find this. While it is written, and after a failure, anything goes."""
         expected: bytes | None = None
         for entry in self.writes:
             if entry.began <= until:

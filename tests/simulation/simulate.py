@@ -169,8 +169,9 @@ class _Simulation:
                     copied = await self._read(client, inode)
                     self.problems += checkers.check_slots(written, copied, began, ended)
             for whole in history.wholes:
-                data, now = await self._read(client, whole.inode), world.now
-                if not whole.explains(data, now, now):
+                began = self.load.turn()
+                data = await self._read(client, whole.inode)
+                if not whole.explains(data, began, self.load.turn()):
                     self.problems.append(f"{whole.name!r} is {data[:20]!r}, {len(data)} bytes, not what was closed")
         self.problems += checkers.check_names(history)
         self.problems += history.problems

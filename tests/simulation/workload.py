@@ -37,6 +37,7 @@ class Load:
         self._records = 0
         self._copies = 0
         self._just_closed = trio.Event()
+        self._turns = 0
         self.disturbed: set[str] = set()  # clients whose link to the master was cut: what they cached may be old
 
     async def prepare(self, client: Client) -> None:
@@ -200,6 +201,11 @@ class Load:
             except GfsError as error:
                 self._noted("rewrite", error)
 
+    def turn(self) -> int:
+        """Grows with every call: what came first, also within one simulated moment."""
+        self._turns += 1
+        return self._turns
+
     async def _write_whole(self, client: Client, known: WholeFile | None, random: Random, number: int) -> WholeFile:
         if known is None:
             name = b"whole%d" % number
@@ -209,7 +215,7 @@ class Load:
             await file.close()
         self._records += 1
         value = b"<F%06d>" % self._records * random.randrange(1, 500)
-        entry = SlotWrite(value, self.world.now)
+        entry = SlotWrite(value, self.turn())
         known.writes.append(entry)
         file = await client.open(known.inode, write=True, truncate=True)
         try:
@@ -218,14 +224,14 @@ class Load:
                 await file.fsync()
         finally:
             await file.close()
-        entry.outcome, entry.ended = Outcome.DONE, self.world.now
+        entry.outcome, entry.ended = Outcome.DONE, self.turn()
         self._noted("rewrite")
         self._just_closed.set()
         self._just_closed = trio.Event()
         return known
 
     async def _read_whole(self, client: Client, who: str, known: WholeFile) -> None:
-        began = self.world.now
+        began = self.turn()
         inode = (await client.lookup(ROOT_INODE, known.name)).inode
         file = await client.open(inode)
         try:
@@ -233,9 +239,9 @@ class Load:
         finally:
             await file.close()
         self._noted("read whole")
-        if who not in self.disturbed and not known.explains(data, began, self.world.now):
+        if who not in self.disturbed and not known.explains(data, began, self.turn()):
             self.history.problems.append(
-                f"{who} reads {data[:20]!r}, {len(data)} bytes, from {known.name!r} at {began:.3f}, not what was closed"
+                f"{who} reads {data[:20]!r}, {len(data)} bytes, from {known.name!r}, not what was closed"
             )
 
     # ------------------------------------------------------------ names

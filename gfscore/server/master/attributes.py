@@ -62,7 +62,9 @@ class Attributes:
                 self._calls.commit(tx, request.id, request.inode)
             record = load(self._state.tables, request.inode)
             self._data.watch(session, record)
-            items = [Item(inode=request.inode, attr=True)] if self._sessions.watched(request.inode, session) else []
+            items = []
+            if self._sessions.watched(request.inode, session):
+                items.append(Item(inode=request.inode, attr=True, times=_sets_mtime(request)))
             return self._data.attr_reply(record, session), self._sessions.told(items, session)
 
         return self._calls.quick(lambda: self._keys(request.inode), operation)
@@ -74,6 +76,9 @@ class Attributes:
     def _set_plain(self, tx: Transaction, request: pb.SetAttrRequest, session: Session | None) -> None:
         """Everything but the size."""
         now_ns = self._env.clock.wall_ns()
+        if request.written and session is not None and self._lengths.counts(request.inode, session.client_id):
+            # Before the time is set: who finds these bytes later takes them for written later.
+            commit_length(tx, request.inode, request.written, now_ns=now_ns, mtime_ns=0)
         atime_ns = request.atime_ns if request.HasField("atime_ns") else None
         mtime_ns = request.mtime_ns if request.HasField("mtime_ns") else None
         record = set_attributes(
@@ -228,3 +233,7 @@ def _more_than_size(request: pb.SetAttrRequest) -> bool:
         or request.atime_now
         or request.mtime_now
     )
+
+
+def _sets_mtime(request: pb.SetAttrRequest) -> bool:
+    return bool(request.mtime_now) or request.HasField("mtime_ns")

@@ -101,7 +101,7 @@ class Lengths:
             now_ns = self._env.clock.wall_ns()
             for length in request.lengths:
                 try:
-                    counts = self._counts(length.inode, client)
+                    counts = self.counts(length.inode, client)
                     writers = self._leases.writers
                     nobody_left = length.release and writers.release(length.inode, client, request.id.request_id)
                     if nobody_left and not self._is_settled(length.inode):
@@ -148,7 +148,7 @@ class Lengths:
             self._leases.drop(handle, clean=True)
             self._servers.freed([handle])
 
-    def _counts(self, inode: int, client: int) -> bool:
+    def counts(self, inode: int, client: int) -> bool:
         """Whether the length that `client` commits may be true: a file that was cut since it wrote must not grow back.
 
         After a restart the writers are not known; then a length that is pending is taken from anybody.
