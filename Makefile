@@ -35,6 +35,7 @@ chaos: develop
 
 lint: develop
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	@scripts/check-proto
 

@@ -115,9 +115,7 @@ def rename(
     return Renamed(inode, replaced, other if exchange else None, True)
 
 
-def _move(
-    tx: Transaction, record: InodeRecord, old: InodeRecord, new: InodeRecord, name: bytes, now_ns: int
-) -> None:
+def _move(tx: Transaction, record: InodeRecord, old: InodeRecord, new: InodeRecord, name: bytes, now_ns: int) -> None:
     """Account for `record` leaving the directory `old` for `name` in `new`. The caller changes the entries and stores
     both."""
     record.ctime_ns = now_ns

@@ -116,9 +116,7 @@ class Lease:
         pending = self._pending.get(client_id)
         if pending is not None and (slot is None or pending.sequence > slot.sequence):
             slot = pending
-        decision = decide_append(
-            self.planned_length, floor, self.grant.chunk_size, record_length, slot, sequence
-        )
+        decision = decide_append(self.planned_length, floor, self.grant.chunk_size, record_length, slot, sequence)
         if isinstance(decision, AppendAt):
             self.planned_length = decision.offset + record_length
             self._pending[client_id] = AppendSlot(sequence, decision.offset, record_length)

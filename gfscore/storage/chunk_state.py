@@ -228,9 +228,7 @@ def load_state(file: DiskFile, handle: int, chunk_size: int, *, power_lost: bool
     state = ChunkState(handle, chunk_size)
     raw = file.pread(state.data_start, 0)
     raw += bytes(state.data_start - len(raw))
-    headers, newest, damaged = find_header(
-        raw[: fmt.TABLE_START], file, handle, chunk_size, power_lost=power_lost
-    )
+    headers, newest, damaged = find_header(raw[: fmt.TABLE_START], file, handle, chunk_size, power_lost=power_lost)
     state.page, state.slot, state.generation = newest.page, headers.index(newest), newest.generation
     state.version, state.flags, state.slot_count = newest.version, newest.flags, newest.slot_count
     state.committed = (newest.length, newest.tail_crc)

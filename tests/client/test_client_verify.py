@@ -72,9 +72,7 @@ BUSY = ("good", int(Code.NOT_READY), 0, 0, 0)
         ([GONE], {"goal": 1}, [("", "lost"), ("s0", "missing")]),
     ],
 )
-async def test_kinds_of_problems(
-    replicas: list[Any], fields: dict[str, Any], expected: list[tuple[str, str]]
-) -> None:
+async def test_kinds_of_problems(replicas: list[Any], fields: dict[str, Any], expected: list[tuple[str, str]]) -> None:
     assert await Scripted(replicas, **fields).kinds() == expected
 
 

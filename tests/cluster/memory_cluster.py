@@ -44,9 +44,7 @@ class MemoryCluster:
         disk = self.disks.setdefault(name, MemoryDisk())
         env = memory_env(self.network.transport(name), disk=disk, seed=crc32c(name.encode()) & 0xFFFF)
         if name == "master":
-            config: Any = MasterConfig(
-                host="master", port=MASTER_PORT, chunk_size=CHUNK_BYTES, **self._master_options
-            )
+            config: Any = MasterConfig(host="master", port=MASTER_PORT, chunk_size=CHUNK_BYTES, **self._master_options)
             role: Any = run_master
         else:
             rack = self.racks.get(name, "default")
@@ -71,9 +69,7 @@ class MemoryCluster:
     @asynccontextmanager
     async def client(self, name: str = "client", **options: Any) -> AsyncIterator[Client]:
         env = memory_env(self.network.transport(name), seed=7)
-        async with open_client(
-            f"master:{MASTER_PORT}", env=env, options=ClientOptions(name=name, **options)
-        ) as client:
+        async with open_client(f"master:{MASTER_PORT}", env=env, options=ClientOptions(name=name, **options)) as client:
             yield client
 
 

@@ -107,9 +107,7 @@ async def test_two_die_at_once_and_chunks_with_one_copy_come_first(autojump_cloc
         for number in range(40):
             await paths.write(f"/f{number}", bytes([number]) * 100_000)
         await trio.sleep(150)  # simulated: all leases are given back
-        before = {
-            number: (await replicas_of(cluster, client, f"/f{number}"))[0] for number in range(40)
-        }
+        before = {number: (await replicas_of(cluster, client, f"/f{number}"))[0] for number in range(40)}
         for name in ("cs1", "cs2"):
             await cluster.kill(name)
         lost = {number: sum(state[0] in ("cs1", "cs2") for state in states) for number, states in before.items()}

@@ -188,9 +188,7 @@ def test_what_failed_comes_back_in_time_and_a_client_can_make_it_sooner() -> Non
 
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from("abcd"), st.sampled_from("abcd"))), st.integers(1, 5),
        st.integers(1, 2))  # fmt: skip
-def test_no_more_clones_than_the_limits_allow(
-    steps: list[tuple[bool, str, str]], clones: int, per_server: int
-) -> None:
+def test_no_more_clones_than_the_limits_allow(steps: list[tuple[bool, str, str]], clones: int, per_server: int) -> None:
     slots = Slots(Limits(clones, per_server))
     running: list[tuple[str, str]] = []
     for begin, source, destination in steps:

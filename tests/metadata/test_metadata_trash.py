@@ -259,9 +259,7 @@ def test_moving_out_of_the_trash_restores_and_may_replace(state: State) -> None:
     f = state.make(b"f")
     delete(state, b"f")
     g = state.make(b"f")
-    state.run(
-        rename, parent=TRASH_INODE, name=trash(state)[0].entry, new_parent=1, new_name=b"f", trash_seconds=5
-    )
+    state.run(rename, parent=TRASH_INODE, name=trash(state)[0].entry, new_parent=1, new_name=b"f", trash_seconds=5)
     assert find(state.tables, 1, b"f") == f and state.record(f).nlink == 1
     assert [item.inode for item in trash(state)] == [g]
 

@@ -119,9 +119,7 @@ class TrashMachine(RuleBasedStateMachine):
         file = self._at(*source)
         if file is None or self._at(directory, name) is not None:
             return
-        record = self.state.run(
-            snapshot, source=file.inode, new_parent=self.directories[directory], new_name=name
-        )
+        record = self.state.run(snapshot, source=file.inode, new_parent=self.directories[directory], new_name=name)
         self.files.append(File(record.inode, file.chunk, {(directory, name)}, own_seconds=file.own_seconds))
 
     @rule(directory=_DIRECTORY, name=_NAME)

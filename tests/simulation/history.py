@@ -139,9 +139,7 @@ class History:
 
 # After these the system says itself that it does not know. STALE_INODE: what was made is gone again by the time the
 # retry of a lost answer is answered.
-_UNKNOWN = frozenset(
-    {Code.TIMED_OUT, Code.UNREACHABLE, Code.IO, Code.SHUTTING_DOWN, Code.NO_SPACE, Code.STALE_INODE}
-)
+_UNKNOWN = frozenset({Code.TIMED_OUT, Code.UNREACHABLE, Code.IO, Code.SHUTTING_DOWN, Code.NO_SPACE, Code.STALE_INODE})
 
 
 def outcome_of(error: GfsError) -> Outcome:

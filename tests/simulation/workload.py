@@ -367,4 +367,3 @@ class Load:
                 continue
             known.copies.append((name, attr.inode, began, self.world.now))
             self._noted("snapshot")
-

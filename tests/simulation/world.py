@@ -133,9 +133,12 @@ class World:
                 else:
                     await chunkserver_module.run_chunkserver(
                         ChunkserverConfig(
-                            master=f"master:{MASTER_PORT}", host=name, scrub_bytes_per_second=1 << 26,
+                            master=f"master:{MASTER_PORT}",
+                            host=name,
+                            scrub_bytes_per_second=1 << 26,
                             scrub_pause_seconds=20.0,
-                        ), env,
+                        ),
+                        env,
                     )
         except BaseException as error:
             if isinstance(error, trio.Cancelled):

@@ -55,8 +55,7 @@ def _parse(body: bytes) -> VerifiedGrant:
         primary=ServerId(message.primary),
         primary_epoch=Epoch(message.primary_epoch),
         replicas=tuple(
-            ReplicaAddress(ServerId(server.id), server.address.host, server.address.port)
-            for server in message.replicas
+            ReplicaAddress(ServerId(server.id), server.address.host, server.address.port) for server in message.replicas
         ),
         fresh=message.fresh,
         length_floor=message.length_floor,

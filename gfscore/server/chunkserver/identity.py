@@ -110,9 +110,13 @@ def _read(disk: Disk) -> Identity:
 
 def _write(disk: Disk, identity: Identity) -> None:
     text = (
-        f"server_id={identity.server_id}\ncluster_id={identity.cluster_id}\n"
-        f"incarnation={identity.incarnation}\nchunk_size={identity.chunk_size}\n"
-    ).encode().ljust(_FILE_BYTES, b"\n")
+        (
+            f"server_id={identity.server_id}\ncluster_id={identity.cluster_id}\n"
+            f"incarnation={identity.incarnation}\nchunk_size={identity.chunk_size}\n"
+        )
+        .encode()
+        .ljust(_FILE_BYTES, b"\n")
+    )
     try:
         _write_durably(disk, _NEW_FILE, text)
     except OSError as error:

@@ -102,9 +102,7 @@ class Mutations:
                 del primary.appends[mutation.client_id]
             finished.set()
 
-    async def _answer_again(
-        self, replica: Replica, primary: Primary, request: pb.AppendRequest, sync: bool
-    ) -> int:
+    async def _answer_again(self, replica: Replica, primary: Primary, request: pb.AppendRequest, sync: bool) -> int:
         """A retry: wait for the first attempt if that is still under way, and be as durable as was asked."""
         if primary.lease.pending_append(request.client_id, request.sequence):
             await primary.appends[request.client_id].wait()
@@ -216,9 +214,7 @@ class Mutations:
                 mutation.release()
         return pb.WriteReply(length=length)
 
-    async def _copy(
-        self, replica: Replica, grant: VerifiedGrant, request: pb.ApplyRequest, payload: memoryview
-    ) -> int:
+    async def _copy(self, replica: Replica, grant: VerifiedGrant, request: pb.ApplyRequest, payload: memoryview) -> int:
         """One step of a reconciliation: only before the first mutation of this version."""
         if request.serial or len(request.extents) != 1:
             raise GfsError(Code.INVALID, "a copy has one extent and no serial number")

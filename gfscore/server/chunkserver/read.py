@@ -56,9 +56,7 @@ class Reads:
                 check_primary(primary.lease.grant, node.server_id, node.session, node.env.clock.boottime())
             if replica.chunk.doubtful:
                 raise GfsError(Code.CHECKSUM_MISMATCH, f"chunk {request.handle:016x}: how long it is here is not sure")
-            return pb.LengthReply(
-                length=replica.chunk.length, version=replica.chunk.version, mtime_ns=replica.mtime_ns
-            )
+            return pb.LengthReply(length=replica.chunk.length, version=replica.chunk.version, mtime_ns=replica.mtime_ns)
 
     async def blocks(self, request: pb.BlocksRequest, context: CallContext) -> pb.BlocksReply:
         """Handler of `Blocks`: the checksums of the replica, for a reconciliation."""

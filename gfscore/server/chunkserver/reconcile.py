@@ -60,9 +60,7 @@ async def _reconcile(node: Node, replica: Replica, primary: Primary) -> None:
             nursery.start_soon(_make_equal, node, replica, primary, server, mine)
 
 
-async def _make_equal(
-    node: Node, replica: Replica, primary: Primary, server: ReplicaAddress, mine: BlockState
-) -> None:
+async def _make_equal(node: Node, replica: Replica, primary: Primary, server: ReplicaAddress, mine: BlockState) -> None:
     grant = primary.lease.grant
     try:
         channel = await node.peers.control((server.host, server.port))

@@ -121,7 +121,6 @@ class Replication:
                 handle, request.version, request.source.id, reply.length,
             )  # fmt: skip
 
-
     async def _copy_from(
         self, source: pb.Server, others: list[pb.Server], request: pb.ReplicateRequest, reply: pb.ReplicateReply,
         copy: IncomingCopy,

@@ -85,7 +85,13 @@ class Cloning:
         return True
 
     async def _replicate(
-        self, handle: int, version: int, source: ServerState, destination: ServerState, *, finish: bool,
+        self,
+        handle: int,
+        version: int,
+        source: ServerState,
+        destination: ServerState,
+        *,
+        finish: bool,
         hurry: bool = False,
     ) -> pb.ReplicateReply:
         limit = self._config.clone_bytes_per_second

@@ -289,8 +289,7 @@ class Servers:
         self._state.commit(tx)
 
     def forget(self, server_id: str) -> None:
-        """It never comes back, says the operator: it is not waited for any more (rule 23). Raises BUSY while it is up.
-        """
+        """It never comes back, says the operator: nobody waits for it (rule 23). Raises BUSY while it is up."""
         server = self.by_id.get(server_id)
         if server is not None and not server.gone and self.counts(server):
             raise GfsError(Code.BUSY, f"chunkserver {server_id} is not down: stop it first")

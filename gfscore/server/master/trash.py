@@ -98,9 +98,7 @@ class Trash:
             if inode is None:
                 return [], []
             directory, names = destination(tables, inode, request.path)
-            return name_keys(
-                tables, (TRASH_INODE, request.name), (directory, names[0]), writes=[inode_key(inode)]
-            )
+            return name_keys(tables, (TRASH_INODE, request.name), (directory, names[0]), writes=[inode_key(inode)])
 
         def operation() -> tuple[pb.TrashRestoreReply, Told]:
             outcome = self._calls.outcome(request.id)
@@ -130,9 +128,7 @@ class Trash:
         if outcome is not None:  # nothing sorts before this `next`: the caller goes on where it was
             return pb.TrashEmptyReply(files=outcome[0], next=request.after or b"\0")
         before_ns = self._env.clock.wall_ns() - request.older_than_seconds * _SECOND_NS
-        found, following = page(
-            self._state.tables, after=request.after, below=request.below, limit=_RECLAIMED_AT_ONCE
-        )
+        found, following = page(self._state.tables, after=request.after, below=request.below, limit=_RECLAIMED_AT_ONCE)
         unwanted = [item for item in found if not request.older_than_seconds or item.info.deleted_ns <= before_ns]
         files = await self._reclaim(unwanted, request.id)
         return pb.TrashEmptyReply(files=files, next=following)

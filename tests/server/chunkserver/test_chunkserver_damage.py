@@ -39,9 +39,7 @@ async def written(cluster: Any, handle: int = 5, size: int = 3 * BLOCK + 1000) -
     return data
 
 
-async def test_a_damaged_block_is_reported_before_the_next_regular_heartbeat(
-    autojump_clock: Any, cluster: Any
-) -> None:
+async def test_a_damaged_block_is_reported_before_the_next_regular_heartbeat(autojump_clock: Any, cluster: Any) -> None:
     await written(cluster)
     await trio.sleep(1.5)
     cluster.disks["b"].corrupt(path_of(5), DATA_START + 10)

@@ -37,8 +37,8 @@ async def register_from(world: Any, host: str, server_id: str, incarnation: int)
     request = pb.RegisterRequest(
         protocol=1, server_id=server_id, incarnation=incarnation, address=pb.Address(host=host, port=1, control_port=2)
     )
-    reply, _ = await world.network.transport(host).control_channel("m", 7100, "Master").call(
-        "Register", request, timeout=10
+    reply, _ = (
+        await world.network.transport(host).control_channel("m", 7100, "Master").call("Register", request, timeout=10)
     )
     return reply  # type: ignore[no-any-return]
 
