@@ -20,7 +20,7 @@ unmount:
 	@scripts/unmount "$(ROOT)"
 
 test: develop
-	$(BIN)/python -m pytest -q $(TESTS)
+	$(BIN)/python -m pytest -q --durations=20 $(TESTS)
 
 # Histories of a whole cluster in one process, each from one seed. SEED=n tells the story of one.
 simulate: develop
