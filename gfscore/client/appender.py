@@ -36,7 +36,6 @@ class Appender:
         self, inode: int, chunk_bytes: int, chunks: Chunks, mutator: Mutator, env: Env, options: ClientOptions
     ) -> None:
         self.inode = inode
-        self.end = 0  # one past the last byte that was appended here
         self._chunk_bytes = chunk_bytes
         self._chunks = chunks
         self._mutator = mutator
@@ -82,6 +81,11 @@ class Appender:
         """The file was cut, cloned or given back to the master: ask again where its end is."""
         self._grant = None
 
+    def begin_behind(self, end: int) -> None:
+        """Something was written up to `end`, perhaps behind the chunk that was the last one."""
+        if self._grant is not None and end > (self._grant.index + 1) * self._chunk_bytes:
+            self._grant = None
+
     async def _send_batch(self) -> None:
         batch: list[_Waiting] = []
         size = 0
@@ -99,7 +103,6 @@ class Appender:
             for waiting in batch:
                 waiting.offset = offset
                 offset += len(waiting.record)
-            self.end = max(self.end, offset)
         except GfsError as error:
             for waiting in batch:
                 waiting.error = error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import trio
 
@@ -47,6 +47,7 @@ class Chunks:
         self._asking: dict[tuple[int, int], trio.Event] = {}  # (inode, index) -> when the grant is here
         self._locating: dict[tuple[int, int], trio.Event] = {}  # (inode, first index) -> when the locations are here
         self.sole_writer: set[int] = set()
+        self.on_writer: Callable[[int, int], None] = lambda inode, since: None  # see `Files.writes_since`
 
     # ------------------------------------------------------------ reading
 
@@ -147,6 +148,7 @@ class Chunks:
         reply = await self._session.change("Lease", request)
         if not reply.grant.body:
             raise GfsError(Code.NO_SERVERS, "no chunkserver can take this chunk")
+        self.on_writer(request.inode, reply.writer_since)
         grant = ChunkGrant(reply.grant, reply.index)
         self.keep_grant(request.inode, grant)
         if reply.sole_writer and not self._cache.crossed(asked):  # else another writer may have come since

@@ -51,6 +51,7 @@ class Client(NamespaceOperations):
         files = Files(session, cache, chunks, self._mutator, env, options)
         reader = ChunkReader(chunks, servers, env, options)
         attributes = Attributes(session, cache, chunks, files, reader, env, options)
+        chunks.on_writer = files.writes_since
         super().__init__(session, cache, chunks, files, attributes)
         self._servers = servers
         self._reader = reader
@@ -110,7 +111,7 @@ class Client(NamespaceOperations):
                 try:
                     grant = await self._chunks.grant(inode, index, failed)
                     reply = await self._mutator.write(grant, [], [], 0, sync=True)
-                    state.end = max(state.end, index * self.chunk_size + reply.length)
+                    state.acknowledged(index * self.chunk_size + reply.length)
                     return
                 except GfsError as error:
                     if not error.retryable or attempt + 1 == _RECONCILE_ATTEMPTS:
@@ -143,6 +144,7 @@ class Client(NamespaceOperations):
             state = self._files.get(attr.inode)
             assert state is not None
             state.uncommitted = True
+            state.writes_since = reply.writer_since
             state.unused_chunk = grant.body.handle
             return attr, file
         return attr, self._handle(attr, write=True)
@@ -233,7 +235,9 @@ class Client(NamespaceOperations):
                 self._cache.names_changed(item.inode, list(item.names))
             if item.attr or item.chunks or item.writers:
                 self._cache.attrs.pop(item.inode, None)
-            if item.times:
+            if item.cut:
+                self._files.cut_elsewhere(item.inode)
+            if item.times or item.cut:
                 self._files.times_set(item.inode)
             if item.writers:
                 self._chunks.sole_writer.discard(item.inode)

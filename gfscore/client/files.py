@@ -15,6 +15,7 @@ import trio
 from gfscore.client.appender import Appender
 from gfscore.client.cache import NamespaceCache
 from gfscore.client.chunks import Chunks
+from gfscore.client.gate import Gate
 from gfscore.client.mutation import Mutator
 from gfscore.client.options import ClientOptions
 from gfscore.client.session import MasterSession
@@ -31,10 +32,11 @@ class FileState:
     """What all handles of one file share."""
 
     __slots__ = (
+        "acknowledged_end",
         "appender",
         "changes",
         "commits",
-        "end",
+        "gate",
         "handles",
         "inode",
         "mtime_ns",
@@ -42,6 +44,7 @@ class FileState:
         "unused_chunk",
         "writer",
         "writers",
+        "writes_since",
     )
 
     def __init__(self, inode: int) -> None:
@@ -50,23 +53,36 @@ class FileState:
         self.writers = 0  # of the handles
         self.writer: FileWriter | None = None
         self.appender: Appender | None = None
-        self.end = 0  # one past the last byte written or appended here since the length was last agreed
+        self.acknowledged_end = 0  # one past the last byte that the replicas took since the length was last agreed
         self.mtime_ns = 0  # of the latest change here; 0: none since somebody set the time
         self.changes = 0  # counts writes and appends
         self.commits: list[trio.Event] = []  # of its length that are on their way to the master
         self.uncommitted = False  # the master does not have `end` and `mtime_ns`, or that the writing is over
+        self.writes_since = 0  # the request with which this client became one of the writers
+        self.gate = Gate()  # closed while the file is being cut here
         self.unused_chunk = 0  # handle of the first chunk, when it came with the file and nothing went there yet
 
     @property
     def busy(self) -> bool:
         return self.writer is not None and self.writer.busy
 
-    def changed(self, end: int, now_ns: int) -> None:
+    @property
+    def end(self) -> int:
+        """One past the last byte that was written or appended here since the length was last agreed.
+
+        What has failed for good does not count.
+        """
+        unsent_end = self.writer.unsent_end if self.writer is not None else 0
+        return max(self.acknowledged_end, unsent_end)
+
+    def changed(self, now_ns: int) -> None:
         self.changes += 1
         self.uncommitted = True
         self.mtime_ns = now_ns
-        if end > self.end:
-            self.end = end
+
+    def acknowledged(self, end: int) -> None:
+        if end > self.acknowledged_end:
+            self.acknowledged_end = end
 
 
 class Committing:
@@ -140,6 +156,7 @@ class Files:
                 self._nursery,
                 self._env,
                 self._options,
+                state.acknowledged,
             )
         return state.writer
 
@@ -186,6 +203,22 @@ class Files:
             if state.appender is not None:
                 state.appender.forget_grant()
 
+    def cut_elsewhere(self, inode: int) -> None:
+        """The length that the master has is the truth, but for what the replicas have not taken yet."""
+        state = self._states.get(inode)
+        if state is not None:
+            state.acknowledged_end = 0
+
+    def writes_since(self, inode: int, since: int) -> None:
+        """With which request this client became one of the file's writers, says the master.
+
+        With another one than before it was none in between: what it had written is in the master's length, or cut off.
+        """
+        state = self._states.get(inode)
+        if state is not None and since > state.writes_since:
+            state.writes_since = since
+            state.acknowledged_end = 0
+
     def times_set(self, inode: int) -> None:
         """Somebody set the file's mtime: that of what was written here before counts no more."""
         state = self._states.get(inode)
@@ -214,7 +247,7 @@ class Files:
         while state.commits:  # one that arrives afterwards would make the file grow back, or set the time again
             await state.commits[0].wait()
         if size is not None:
-            state.end = min(state.end, size)
+            state.acknowledged_end = min(state.acknowledged_end, size)
             state.changes += 1
         state.mtime_ns = 0
 
@@ -313,7 +346,7 @@ class Files:
         state.uncommitted = state.uncommitted and not release
         if not state.uncommitted:
             self._cache.changed(state.inode)  # what the master said before lacks what `merge` adds no more
-            state.end = 0
+            state.acknowledged_end = 0
             if not state.handles and self._states.get(state.inode) is state:
                 del self._states[state.inode]
 
@@ -350,7 +383,9 @@ class OpenFile:
         writer = self._files.writer(self._state)
         if self._state.unused_chunk and offset < self._files.chunk_bytes:
             self._state.unused_chunk = 0
-        self._state.changed(offset + len(data), self._env.clock.wall_ns())
+        if self._state.gate.closed:
+            await self._state.gate.wait_open()
+        self._state.changed(self._env.clock.wall_ns())
         await writer.write(offset, data)
         if writer.error_number != self._errors_seen:
             self._raise_error()
@@ -362,10 +397,14 @@ class OpenFile:
         state = self._state
         if state.busy:
             await self.flush()
-        state.uncommitted = True
-        state.unused_chunk = 0
-        offset = await self._files.appender(state).append(record)
-        state.changed(offset + len(record), self._env.clock.wall_ns())
+        async with state.gate.passing():
+            state.uncommitted = True
+            state.unused_chunk = 0
+            appender = self._files.appender(state)
+            appender.begin_behind(state.acknowledged_end)
+            offset = await appender.append(record)
+            state.acknowledged(offset + len(record))
+            state.changed(self._env.clock.wall_ns())
         return offset
 
     async def flush(self) -> None:

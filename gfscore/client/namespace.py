@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from gfscore.client.attributes import Attributes
@@ -369,18 +370,21 @@ class NamespaceOperations:
         request.atime_now = changes.atime_now
         request.mtime_now = changes.mtime_now
         state = self._files.get(inode)
-        sets_mtime = changes.mtime_ns is not None or changes.mtime_now
-        if state is not None and state.uncommitted and (changes.size is not None or sets_mtime):
-            if changes.size is not None:
-                self._refuse_in_trash(await self.getattr(inode))  # before what is known of its length is given up
-            await self._files.prepare_setattr(state, changes.size)
-            request.written = state.end
-        asked = self._cache.moment
-        reply = await self._session.change("SetAttr", request)
         if changes.size is not None:
-            self._chunks.forget(inode)
-            if state is not None and state.appender is not None:
-                state.appender.forget_grant()
+            async with state.gate.closing() if state is not None else nullcontext():
+                if state is not None and state.uncommitted:
+                    self._refuse_in_trash(await self.getattr(inode))  # before what is known of its length is given up
+                    await self._files.prepare_setattr(state, changes.size)
+                    request.written = state.end
+                asked, reply = self._cache.moment, await self._session.change("SetAttr", request)
+                self._chunks.forget(inode)
+                if state is not None and state.appender is not None:
+                    state.appender.forget_grant()
+        else:
+            if state is not None and state.uncommitted and (changes.mtime_ns is not None or changes.mtime_now):
+                await self._files.prepare_setattr(state, None)
+                request.written = state.end
+            asked, reply = self._cache.moment, await self._session.change("SetAttr", request)
         return await self._attributes.settle(reply, self._cache.answered(inode, asked))
 
     async def getxattr(self, inode: int, name: bytes) -> bytes:

@@ -7,6 +7,8 @@ extends the chunk. A range that is in flight is not sent again until the answer 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
 
 from gfscore.client.chunks import ChunkGrant, Chunks
@@ -69,7 +71,9 @@ class FileWriter:
         nursery: trio.Nursery,
         env: Env,
         options: ClientOptions,
+        acknowledged: Callable[[int], None],
     ) -> None:
+        """`acknowledged`: called with the end of each piece that all replicas have."""
         self.inode = inode
         self.error: GfsError | None = None  # of the latest piece that failed for good
         self.error_number = 0
@@ -80,6 +84,7 @@ class FileWriter:
         self._nursery = nursery
         self._env = env
         self._options = options
+        self._on_acknowledged = acknowledged
         self._dirty = DirtyRanges()
         self._in_flight: dict[_Piece, None] = {}
         self._changed = trio.lowlevel.ParkingLot()
@@ -92,6 +97,13 @@ class FileWriter:
     @property
     def busy(self) -> bool:
         return bool(self._dirty or self._in_flight)
+
+    @property
+    def unsent_end(self) -> int:
+        """One past the last byte that the replicas do not have yet, 0 when they have all."""
+        if not self._in_flight:
+            return self._dirty.end
+        return max(self._dirty.end, *(piece.stop for piece in self._in_flight))
 
     def overlaps(self, start: int, stop: int) -> bool:
         """Is there anything in [start, stop) that the replicas do not have yet?"""
@@ -183,6 +195,7 @@ class FileWriter:
     async def _send(self, piece: _Piece) -> None:
         try:
             await self._send_until_done(piece)
+            self._on_acknowledged(piece.stop)
         except GfsError as error:
             self.error = error
             self.error_number += 1

@@ -73,7 +73,7 @@ class WriterTable:
     __slots__ = ("_by_client", "_by_inode")
 
     def __init__(self) -> None:
-        self._by_inode: dict[int, dict[int, int]] = {}  # inode → client → its latest request for a lease
+        self._by_inode: dict[int, dict[int, tuple[int, int]]] = {}  # inode → client → first, latest request
         self._by_client: dict[int, set[int]] = {}
 
     def add(self, inode: int, client: int, request: int = 0) -> int | None:
@@ -81,14 +81,20 @@ class WriterTable:
         the only writer until now and no longer is, if any."""
         writers = self._by_inode.setdefault(inode, {})
         former = next(iter(writers)) if len(writers) == 1 and client not in writers else None
-        writers[client] = max(request, writers.get(client, 0))
+        first, latest = writers.get(client, (request, request))
+        writers[client] = first, max(request, latest)
         self._by_client.setdefault(client, set()).add(inode)
         return former
+
+    def since(self, inode: int, client: int) -> int:
+        """The request with which `client` became a writer of `inode`; 0 when it is none."""
+        return self._by_inode.get(inode, {}).get(client, (0, 0))[0]
 
     def release(self, inode: int, client: int, request: int) -> bool:
         """As `remove`, asked for with `request`: one that was sent before the client asked for its latest lease, and
         arrives after that, releases nothing."""
-        if self._by_inode.get(inode, {}).get(client, 0) > request:
+        _, latest = self._by_inode.get(inode, {}).get(client, (0, 0))
+        if latest > request:
             return False
         return self.remove(inode, client)
 

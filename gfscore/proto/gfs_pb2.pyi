@@ -692,7 +692,10 @@ class CreateReply(_message.Message):
     GRANT_FIELD_NUMBER: _builtins.int
     EXISTED_FIELD_NUMBER: _builtins.int
     PARENT_FIELD_NUMBER: _builtins.int
+    WRITER_SINCE_FIELD_NUMBER: _builtins.int
     existed: _builtins.bool
+    writer_since: _builtins.int
+    """as in LeaseReply"""
     @_builtins.property
     def attr(self) -> Global___Attr: ...
     @_builtins.property
@@ -708,10 +711,11 @@ class CreateReply(_message.Message):
         grant: Global___Grant | None = ...,
         existed: _builtins.bool = ...,
         parent: Global___Attr | None = ...,
+        writer_since: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attr", b"attr", "grant", b"grant", "parent", b"parent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attr", b"attr", "existed", b"existed", "grant", b"grant", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attr", b"attr", "existed", b"existed", "grant", b"grant", "parent", b"parent", "writer_since", b"writer_since"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1270,8 +1274,11 @@ class LeaseReply(_message.Message):
     GRANT_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
     SOLE_WRITER_FIELD_NUMBER: _builtins.int
+    WRITER_SINCE_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     sole_writer: _builtins.bool
+    writer_since: _builtins.int
+    """the request with which the client became one of the file's writers"""
     @_builtins.property
     def grant(self) -> Global___Grant: ...
     def __init__(
@@ -1280,10 +1287,11 @@ class LeaseReply(_message.Message):
         grant: Global___Grant | None = ...,
         index: _builtins.int = ...,
         sole_writer: _builtins.bool = ...,
+        writer_since: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "index", b"index", "sole_writer", b"sole_writer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "index", b"index", "sole_writer", b"sole_writer", "writer_since", b"writer_since"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2050,6 +2058,7 @@ class InvalidateRequest(_message.Message):
         UNLINKED_FIELD_NUMBER: _builtins.int
         WRITERS_FIELD_NUMBER: _builtins.int
         TIMES_FIELD_NUMBER: _builtins.int
+        CUT_FIELD_NUMBER: _builtins.int
         inode: _builtins.int
         attr: _builtins.bool
         chunks: _builtins.bool
@@ -2060,6 +2069,8 @@ class InvalidateRequest(_message.Message):
         """another client writes it now: you are not the sole writer any more"""
         times: _builtins.bool
         """its mtime was set: that of what you wrote before counts no more"""
+        cut: _builtins.bool
+        """neither does its length"""
         @_builtins.property
         def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
             """entries of this directory that changed"""
@@ -2074,10 +2085,11 @@ class InvalidateRequest(_message.Message):
             unlinked: _builtins.bool = ...,
             writers: _builtins.bool = ...,
             times: _builtins.bool = ...,
+            cut: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["attr", b"attr", "chunks", b"chunks", "inode", b"inode", "names", b"names", "times", b"times", "unlinked", b"unlinked", "writers", b"writers"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["attr", b"attr", "chunks", b"chunks", "cut", b"cut", "inode", b"inode", "names", b"names", "times", b"times", "unlinked", b"unlinked", "writers", b"writers"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

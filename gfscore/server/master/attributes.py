@@ -101,7 +101,7 @@ class Attributes:
                 await self._cut(request, session)
             record = load(self._state.tables, inode)
             self._data.watch(session, record)
-        items = [Item(inode=inode, attr=True, chunks=True, writers=True)]
+        items = [Item(inode=inode, attr=True, chunks=True, writers=True, cut=True)]
         reply = pb.AttrReply(attr=attr_of(record))
         return await self._calls.told(reply, self._sessions.told(items, session))  # type: ignore[no-any-return]
 

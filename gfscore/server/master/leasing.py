@@ -121,7 +121,10 @@ class Leasing:
             inode=request.inode, attr=not before.length_pending, chunks=chunks_changed, writers=former is not None
         )
         reply = pb.LeaseReply(
-            grant=lease.grant, index=index, sole_writer=self._leases.is_sole_writer(request.inode, client)
+            grant=lease.grant,
+            index=index,
+            sole_writer=self._leases.is_sole_writer(request.inode, client),
+            writer_since=self._leases.writers.since(request.inode, client),
         )
         if item.attr or item.chunks or item.writers:
             return await self._calls.told(reply, self._sessions.told([item], session))  # type: ignore[no-any-return]

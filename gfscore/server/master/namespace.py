@@ -107,7 +107,7 @@ class Namespace:
         def operation() -> tuple[Any, Told]:
             known = self._calls.outcome(request.id)
             if known is not None:
-                return self._created_before(known, parent), {}
+                return self._created_before(known, session), {}
             if not request.exclusive and int(request.type) == FileType.FILE:
                 existing = looking.find(self._state.tables, parent, name)
                 if existing is not None:
@@ -168,14 +168,16 @@ class Namespace:
         self._leases.all_known.add(record.inode)
         reply.attr.length_pending = True
         reply.grant.CopyFrom(lease.grant)
+        reply.writer_since = request.id.request_id
 
-    def _created_before(self, outcome: tuple[int, ...], parent: int) -> pb.CreateReply:
+    def _created_before(self, outcome: tuple[int, ...], session: Session | None) -> pb.CreateReply:
         """The answer to a retry: what was created, as it is now, with the grant if that is still good."""
         inode, handle = outcome
         reply = pb.CreateReply(attr=attr_of(load(self._state.tables, inode)))
         lease = self._leases.find(handle) if handle else None
-        if lease is not None:
+        if lease is not None and session is not None:
             reply.grant.CopyFrom(lease.grant)
+            reply.writer_since = self._leases.writers.since(inode, session.client_id)
         return reply
 
     def _existing(self, inode: int, session: Session | None) -> pb.CreateReply:

@@ -1,0 +1,175 @@
+"""How long a file is where others cut it, where writes fail, and where it is written and appended to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from memory_cluster import CHUNK_BYTES, memory_cluster
+from test_storage_faults import fill
+
+from gfscore.client import ROOT_INODE, AttrChanges, FileType, GfsError
+
+OLD, NEW = b"x" * 5000, b"y" * 10
+COMMITTED_SECONDS = 5.0  # a length goes to the master within a second after the close
+
+
+async def test_a_file_that_another_client_cuts_is_short_for_its_writer_too(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with (
+        memory_cluster() as cluster,
+        cluster.client("observer", caching=False) as observer,
+        cluster.client("writer") as writer,
+        cluster.client("other") as other,
+    ):
+        attr, file = await writer.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        await file.write(0, OLD)
+        await file.flush()
+        await other.setattr(attr.inode, AttrChanges(size=100))
+        assert ((await writer.getattr(attr.inode)).size, len(await file.read(0, 9000))) == (100, 100)
+        await file.close()
+        await trio.sleep(COMMITTED_SECONDS)
+        assert ((await writer.getattr(attr.inode)).size, (await observer.getattr(attr.inode)).size) == (100, 100)
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told", "not told"])
+@pytest.mark.parametrize("open_at_the_cut", [True, False], ids=["open", "closed"])
+@pytest.mark.parametrize("append", [True, False], ids=["append", "write"])
+async def test_a_file_that_another_client_cuts_does_not_grow_back(
+    append: bool, open_at_the_cut: bool, told: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    """As logrotate does with copytruncate. Once 4990 zeros were left where the old bytes had been."""
+    async with (
+        memory_cluster() as cluster,
+        cluster.client("observer", caching=False) as observer,
+        cluster.client("writer") as writer,
+        cluster.client("other") as other,
+    ):
+        attr, file = await writer.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        await file.write(0, OLD)
+        await file.flush()
+        if not open_at_the_cut:
+            await file.close()
+        if not told:
+            cluster.network.disconnect("writer", "master")
+        await other.setattr(attr.inode, AttrChanges(size=0))
+        if not told:
+            cluster.network.reconnect("writer", "master")
+            await trio.sleep(COMMITTED_SECONDS)
+        if not open_at_the_cut:
+            file = await writer.open(attr.inode, write=True)
+        await (file.append(NEW) if append else file.write(0, NEW))
+        await file.close()
+        await trio.sleep(COMMITTED_SECONDS)
+        assert (await observer.getattr(attr.inode)).size == len(NEW)
+
+
+async def test_what_is_acknowledged_in_one_chunk_counts_while_the_answer_about_another_is_on_its_way(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Two leases are asked for after a cut. The answer that makes the client a writer again comes last."""
+    async with (
+        memory_cluster() as cluster,
+        cluster.client("observer", caching=False) as observer,
+        cluster.client("writer") as writer,
+        cluster.client("other") as other,
+    ):
+        attr, file = await writer.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        await file.write(0, OLD)
+        await file.flush()
+        await other.setattr(attr.inode, AttrChanges(size=0))
+        change: Any = writer._session.change
+        first = True
+
+        async def slow(method: str, request: Any, **options: Any) -> Any:
+            nonlocal first
+            late, first = first and method == "Lease", False
+            reply = await change(method, request, **options)
+            if late:
+                await trio.sleep(5)
+            return reply
+
+        writer._session.change = slow  # type: ignore[method-assign]
+        await file.write(0, NEW)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(file.flush)
+            await trio.sleep(1)
+            await file.write(CHUNK_BYTES, NEW)
+            await file.flush()
+        await file.close()
+        await trio.sleep(COMMITTED_SECONDS)
+        assert (await observer.getattr(attr.inode)).size == CHUNK_BYTES + len(NEW)
+
+
+async def test_an_append_under_way_does_not_undo_a_cut_of_the_same_client(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with (
+        memory_cluster() as cluster,
+        cluster.client("observer", caching=False) as observer,
+        cluster.client() as client,
+    ):
+        attr, file = await client.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        await file.append(OLD)
+        append: Any = client._mutator.append
+
+        async def slow(*args: Any) -> Any:
+            reply = await append(*args)
+            await trio.sleep(0.05)
+            return reply
+
+        client._mutator.append = slow  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(file.append, NEW)
+            await trio.sleep(0.02)
+            other = await client.open(attr.inode, write=True, truncate=True)
+        await other.close()
+        await file.close()
+        await trio.sleep(COMMITTED_SECONDS)
+        assert (await observer.getattr(attr.inode)).size in (0, len(NEW))
+
+
+async def test_a_write_that_gets_no_lease_has_no_length(autojump_clock: trio.testing.MockClock) -> None:
+    async with (
+        memory_cluster() as cluster,
+        cluster.client("observer", caching=False) as observer,
+        cluster.client("client", timeout_seconds=5) as client,
+    ):
+        inode = (await client.create(ROOT_INODE, b"f", FileType.FILE, 0o644, 1, 1)).inode
+        for name in cluster.names:
+            await cluster.kill(name)
+        await trio.sleep(100)  # all are down
+        file = await client.open(inode, write=True)
+        await file.write(0, OLD)
+        with pytest.raises(GfsError):
+            await file.close()
+        await trio.sleep(COMMITTED_SECONDS)
+        assert ((await observer.getattr(inode)).size, (await client.getattr(inode)).size) == (0, 0)
+
+
+async def test_a_write_to_full_disks_has_no_length(autojump_clock: trio.testing.MockClock) -> None:
+    async with (
+        memory_cluster() as cluster,
+        cluster.client("observer", caching=False) as observer,
+        cluster.client() as client,
+    ):
+        for name in cluster.names:
+            fill(cluster.disks[name])
+        attr, file = await client.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        await file.write(0, b"x" * 500_000)
+        with pytest.raises(GfsError):
+            await file.close()
+        await trio.sleep(COMMITTED_SECONDS)
+        assert (await observer.getattr(attr.inode)).size == 0
+
+
+async def test_an_append_is_behind_what_the_same_client_wrote(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_cluster() as cluster, cluster.client() as client:
+        _, file = await client.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        await file.append(NEW)
+        await file.write(CHUNK_BYTES + 100, NEW)
+        assert await file.append(NEW) >= CHUNK_BYTES + 110
+        await file.close()
