@@ -17,19 +17,23 @@ T = TypeVar("T")
 class FileHandle:
     """One open file. `direct`: the kernel's page cache is not used; `append`: every write is a record append.
 
-    `strip_privileges`: the opener is not root, so the first write takes set-user-id and set-group-id bits away.
+    `by_root`: otherwise what it writes takes set-user-id and set-group-id bits away; `strip_privileges`: the next write
+    has to look for them.
     `process`: the thread group that opened it, for `gfs.append.offset`.
     """
 
-    __slots__ = ("append", "direct", "file", "inode", "process", "strip_privileges", "writable")
+    __slots__ = ("append", "by_root", "direct", "file", "inode", "process", "strip_privileges", "writable")
 
-    def __init__(self, file: OpenFile, inode: int, *, writable: bool, append: bool, direct: bool) -> None:
+    def __init__(
+        self, file: OpenFile, inode: int, *, writable: bool, append: bool, direct: bool, by_root: bool
+    ) -> None:
         self.file = file
         self.inode = inode  # the kernel's number
         self.writable = writable
         self.append = append
         self.direct = direct
-        self.strip_privileges = False
+        self.by_root = by_root
+        self.strip_privileges = writable and not by_root
         self.process = 0
 
 

@@ -99,7 +99,7 @@ class Attributes:
             self._cache.attrs.pop(inode, None)
             if not self._cache.crossed(asked):
                 self._chunks.keep_locations(inode, reply.chunks)
-            if not await self._ask_length(attr, reply.chunks):
+            if not await self._ask_length(attr, reply):
                 return None
         elif not self._cache.keep(attr, asked):
             attr.volatile = True
@@ -107,10 +107,10 @@ class Attributes:
             return None  # perhaps from when the master left the length to us, which we have told it since
         return self._files.merge(attr)
 
-    async def _ask_length(self, attr: Attr, chunks: Any) -> bool:
+    async def _ask_length(self, attr: Attr, reply: pb.AttrReply) -> bool:
         """Take the chunks in which the file may end into account; whether that could be done."""
         chunk_bytes = self._files.chunk_bytes
-        for location in chunks:
+        for location in reply.chunks:
             if not location.handle:
                 continue
             found = await self._reader.length(location)
@@ -119,6 +119,7 @@ class Attributes:
             length, mtime_ns = found
             if length:
                 attr.size = max(attr.size, location.index * chunk_bytes + length)
-            if mtime_ns > attr.ctime_ns:  # otherwise perhaps written before somebody set the time
-                attr.mtime_ns = attr.ctime_ns = mtime_ns
+            if mtime_ns > max(reply.mtime_floor_ns, attr.mtime_ns):
+                attr.mtime_ns = mtime_ns
+                attr.ctime_ns = max(attr.ctime_ns, mtime_ns)
         return True

@@ -160,14 +160,17 @@ class Client(NamespaceOperations):
             raise GfsError(Code.IS_DIRECTORY, "a directory has no data")
         if write or append or truncate:
             self._refuse_in_trash(attr)
-        if truncate and attr.size:
-            attr = await self.setattr(inode, AttrChanges(size=0))
+        if truncate:
+            attr = await self.setattr(inode, AttrChanges(size=0) if attr.size else AttrChanges(mtime_now=True))
         return self._handle(attr, write or append)
 
     def _handle(self, attr: Attr, write: bool) -> OpenFile:
         stamp = (attr.size, attr.mtime_ns)
         keep = not attr.volatile and self._kept_at_open.get(attr.inode) == stamp
-        self._kept_at_open[attr.inode] = stamp
+        if attr.volatile:  # the bytes may change and the stamp not
+            self._kept_at_open.pop(attr.inode, None)
+        else:
+            self._kept_at_open[attr.inode] = stamp
         if len(self._kept_at_open) > self._options.cached_inodes_max:
             self._kept_at_open.clear()
         state = self._files.open(attr.inode, write)

@@ -172,6 +172,8 @@ class Files:
         state.handles -= 1
         state.writers -= write
         if state.handles:
+            if state.uncommitted and not state.writers:
+                self._closed_files.set()
             return
         if state.inode in self._session.held:
             await self._let_go(state)
@@ -284,8 +286,8 @@ class Files:
             committing.done.set()
 
     async def commit_all(self) -> None:
-        """Everything that is not open any more, now."""
-        states = [state for state in self._states.values() if state.uncommitted and not state.handles]
+        """Everything that is not open for writing any more, now."""
+        states = [state for state in self._states.values() if state.uncommitted and not state.writers]
         for start in range(0, len(states), self._options.commit_batch):
             await self._commit(states[start : start + self._options.commit_batch], release=True, sync=False)
 

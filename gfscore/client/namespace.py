@@ -153,8 +153,9 @@ class NamespaceOperations:
 
     def _keep_directory(self, attr: pb.Attr, inode: int, asked: int) -> None:
         """A directory as a change of ours left it; without it, what is cached of it is not right any more."""
-        if attr.inode and not self._cache.crossed(asked):
-            self._cache.keep(attr_from_wire(attr), self._cache.moment)
+        holds_for = self._cache.answered(inode, asked)
+        if attr.inode:
+            self._cache.keep(attr_from_wire(attr), holds_for)
         else:
             self._cache.attrs.pop(inode, None)
 
@@ -292,7 +293,7 @@ class NamespaceOperations:
         no_replace: bool = False,
         exchange: bool = False,
     ) -> None:
-        replaced = self._cache.find(new_parent, new_name) or 0
+        replaced = 0 if no_replace else await self._find(new_parent, new_name)
         hold = bool(replaced) and not exchange and self._files.is_open(replaced)
         request = pb.RenameRequest(
             parent=parent,
@@ -325,6 +326,18 @@ class NamespaceOperations:
         elif replaced and replaced != moved:
             self._removed(replaced, reply.replaced, hold, asked)
 
+    async def _find(self, parent: int, name: bytes) -> int:
+        """The inode behind a name, 0 if there is none."""
+        known = self._cache.find(parent, name)
+        if known is not None:
+            return known
+        try:
+            return (await self.lookup(parent, name, any_length=True)).inode
+        except GfsError as error:
+            if error.code is not Code.NOT_FOUND:
+                raise
+            return 0
+
     def _forget_names(self, inode: int) -> None:
         self._cache.names_unknown(inode)
 
@@ -333,6 +346,8 @@ class NamespaceOperations:
         asked = self._cache.moment
         reply = await self._session.change("Link", request)
         attr = await self._attributes.settle(reply, self._cache.answered(inode, asked))
+        if attr.length_pending and inode not in self._chunks.sole_writer:
+            attr = await self._attributes.get(inode)  # the answer does not say how long it is
         self._keep_directory(reply.parent, new_parent, asked)
         self._keep_name(new_parent, new_name, attr.inode, asked)
         return attr
@@ -387,6 +402,13 @@ class NamespaceOperations:
             asked, reply = self._cache.moment, await self._session.change("SetAttr", request)
         return await self._attributes.settle(reply, self._cache.answered(inode, asked))
 
+    async def _change_unseen(self, inode: int, method: str, request: Any) -> Any:
+        """A change whose answer does not say what the inode is like now."""
+        reply = await self._session.change(method, request)
+        self._cache.changed(inode)
+        self._cache.attrs.pop(inode, None)
+        return reply
+
     async def getxattr(self, inode: int, name: bytes) -> bytes:
         """Raises NO_ATTRIBUTE."""
         return bytes((await self._session.call("GetXattr", pb.XattrRequest(inode=inode, name=name))).value)
@@ -395,20 +417,20 @@ class NamespaceOperations:
         self, inode: int, name: bytes, value: bytes, *, create: bool = False, replace: bool = False
     ) -> None:
         request = pb.XattrRequest(inode=inode, name=name, value=value, create=create, replace=replace)
-        await self._session.change("SetXattr", request)
+        await self._change_unseen(inode, "SetXattr", request)
 
     async def listxattr(self, inode: int) -> list[bytes]:
         return list((await self._session.call("ListXattr", pb.XattrRequest(inode=inode))).names)
 
     async def removexattr(self, inode: int, name: bytes) -> None:
-        await self._session.change("RemoveXattr", pb.XattrRequest(inode=inode, name=name))
+        await self._change_unseen(inode, "RemoveXattr", pb.XattrRequest(inode=inode, name=name))
 
     async def get_policy(self, inode: int) -> dict[str, str]:
         return dict((await self._session.call("Policy", pb.PolicyRequest(inode=inode))).values)
 
     async def set_policy(self, inode: int, values: dict[str, str]) -> dict[str, str]:
         """replication, trash_seconds, append_pad, append_sync. Raises INVALID with what would be right."""
-        reply = await self._session.change("Policy", pb.PolicyRequest(inode=inode, values=values))
+        reply = await self._change_unseen(inode, "Policy", pb.PolicyRequest(inode=inode, values=values))
         self._chunks.forget_grants(inode)  # grants carry the pad byte and sync
         state = self._files.get(inode)
         if state is not None and state.appender is not None:

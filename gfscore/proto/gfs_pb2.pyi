@@ -521,6 +521,9 @@ class AttrReply(_message.Message):
     ATTR_FIELD_NUMBER: _builtins.int
     CHUNKS_FIELD_NUMBER: _builtins.int
     PARENT_FIELD_NUMBER: _builtins.int
+    MTIME_FLOOR_NS_FIELD_NUMBER: _builtins.int
+    mtime_floor_ns: _builtins.int
+    """when `length_pending`: a replica's time of change counts if it is later"""
     @_builtins.property
     def attr(self) -> Global___Attr: ...
     @_builtins.property
@@ -537,10 +540,11 @@ class AttrReply(_message.Message):
         attr: Global___Attr | None = ...,
         chunks: _abc.Iterable[Global___ChunkLocation] | None = ...,
         parent: Global___Attr | None = ...,
+        mtime_floor_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attr", b"attr", "parent", b"parent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attr", b"attr", "chunks", b"chunks", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attr", b"attr", "chunks", b"chunks", "mtime_floor_ns", b"mtime_floor_ns", "parent", b"parent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2225,12 +2229,15 @@ class ChunkReport(_message.Message):
     LENGTH_FIELD_NUMBER: _builtins.int
     CORRUPT_FIELD_NUMBER: _builtins.int
     UNEQUAL_FIELD_NUMBER: _builtins.int
+    MTIME_NS_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     version: _builtins.int
     length: _builtins.int
     corrupt: _builtins.bool
     unequal: _builtins.bool
     """its lease has failed: the replicas may differ"""
+    mtime_ns: _builtins.int
+    """of a lease that ends: the wall clock when the replica last changed, 0 if that is not known"""
     def __init__(
         self,
         *,
@@ -2239,10 +2246,11 @@ class ChunkReport(_message.Message):
         length: _builtins.int = ...,
         corrupt: _builtins.bool = ...,
         unequal: _builtins.bool = ...,
+        mtime_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["corrupt", b"corrupt", "handle", b"handle", "length", b"length", "unequal", b"unequal", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corrupt", b"corrupt", "handle", b"handle", "length", b"length", "mtime_ns", b"mtime_ns", "unequal", b"unequal", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2752,6 +2760,7 @@ class InspectReply(_message.Message):
         PATH_FIELD_NUMBER: _builtins.int
         PRIMARY_FIELD_NUMBER: _builtins.int
         MESSAGE_FIELD_NUMBER: _builtins.int
+        MTIME_NS_FIELD_NUMBER: _builtins.int
         DIGEST_FIELD_NUMBER: _builtins.int
         handle: _builtins.int
         error: _builtins.int
@@ -2760,6 +2769,8 @@ class InspectReply(_message.Message):
         path: _builtins.str
         primary: _builtins.bool
         message: _builtins.str
+        mtime_ns: _builtins.int
+        """as in ChunkReport"""
         digest: _builtins.int
         """with `verify` or `digest`: of the contents, to compare replicas with"""
         def __init__(
@@ -2772,11 +2783,12 @@ class InspectReply(_message.Message):
             path: _builtins.str = ...,
             primary: _builtins.bool = ...,
             message: _builtins.str = ...,
+            mtime_ns: _builtins.int = ...,
             digest: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "error", b"error", "handle", b"handle", "length", b"length", "message", b"message", "path", b"path", "primary", b"primary", "version", b"version"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "error", b"error", "handle", b"handle", "length", b"length", "message", b"message", "mtime_ns", b"mtime_ns", "path", b"path", "primary", b"primary", "version", b"version"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import stat
+
 import pyfuse3
 
 from gfscore.client import AttrChanges
@@ -35,5 +37,8 @@ class AttributeHandlers(HandlerContext):
             changes.size = attr.st_size
             if ctx.uid and changes.mode is None:
                 changes.mode = mode_after_change(await self.client.getattr(real))
+        if changes.mode is not None and changes.mode & (stat.S_ISUID | stat.S_ISGID):
+            for handle in self.files.values():
+                handle.strip_privileges |= handle.inode == inode and handle.writable and not handle.by_root
         generation = self.notifier.generation
         return self.attributes(await self.client.setattr(real, changes), generation)

@@ -43,7 +43,7 @@ class CreateHandlers(HandlerContext):
                 attr = await self.client.setattr(attr.inode, AttrChanges(size=0))
             entry = self.entry(parent, name, attr, generation)
         direct = append or flags & os.O_ACCMODE == os.O_WRONLY
-        handle = FileHandle(file, entry.st_ino, writable=writable, append=append, direct=direct)
+        handle = FileHandle(file, entry.st_ino, writable=writable, append=append, direct=direct, by_root=ctx.uid == 0)
         if append:
             handle.process = thread_group(ctx.pid)
         return pyfuse3.FileInfo(fh=self.files.add(handle), direct_io=direct, keep_cache=file.keep_cache), entry

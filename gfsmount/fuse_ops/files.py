@@ -28,8 +28,10 @@ class FileHandlers(HandlerContext):
             self.changes += 1
         file = await self.client.open(inode, write=writable, append=append, truncate=truncate)
         direct = append or access == os.O_WRONLY
-        handle = FileHandle(file, inode, writable=writable, append=append, direct=direct)
-        handle.strip_privileges = writable and ctx.uid != 0
+        by_root = ctx.uid == 0
+        if truncate and not by_root:
+            await self._strip_privileges(inode)
+        handle = FileHandle(file, inode, writable=writable, append=append, direct=direct, by_root=by_root)
         if append:
             handle.process = thread_group(ctx.pid)
         return pyfuse3.FileInfo(fh=self.files.add(handle), direct_io=direct, keep_cache=file.keep_cache)
@@ -44,7 +46,8 @@ class FileHandlers(HandlerContext):
         handle = self.files[fh]
         self.changes += 1
         if handle.strip_privileges:
-            await self._strip_privileges(handle)
+            handle.strip_privileges = False
+            await self._strip_privileges(handle.inode)
         if handle.append:
             written = await self._append(handle, buf)
         else:
@@ -62,12 +65,11 @@ class FileHandlers(HandlerContext):
         self.append_offsets.remember(handle.inode, handle.process, offset)
         return len(record)
 
-    async def _strip_privileges(self, handle: FileHandle) -> None:
-        handle.strip_privileges = False
-        mode = mode_after_change(await self.client.getattr(handle.inode))
+    async def _strip_privileges(self, inode: int) -> None:
+        mode = mode_after_change(await self.client.getattr(inode))
         if mode is not None:
-            await self.client.setattr(handle.inode, AttrChanges(mode=mode))
-            self.notifier.attributes_changed(handle.inode)
+            await self.client.setattr(inode, AttrChanges(mode=mode))
+            self.notifier.attributes_changed(inode)
 
     async def flush(self, fh: int) -> None:
         handle = self.files[fh]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 from memory_cluster import memory_cluster
@@ -188,3 +189,114 @@ async def test_a_file_that_others_changed_right_after_one_of_its_names_went_is_a
         between_answer_and_use(one, "Unlink", lambda: two.setattr(inode, AttrChanges(mode=0o600)))
         await one.unlink(ROOT_INODE, b"file")
         assert (await one.getattr(inode)).mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("trash_seconds", [0, 100])
+@pytest.mark.parametrize("why", ["restart", "crossed"])
+async def test_an_open_file_that_its_own_client_replaces_stays_usable(
+    why: str, trash_seconds: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The client does not know any more what the name stood for. Once that passed for "nothing"."""
+    async with (
+        memory_cluster(trash_seconds=trash_seconds) as cluster,
+        cluster.client("one") as one,
+        cluster.client("two") as two,
+    ):
+        for name in (b"target", b"new", b"else"):
+            await two.create(ROOT_INODE, name, FileType.FILE, 0o644, 1, 1)
+        elsewhere = await one.lookup(ROOT_INODE, b"else")
+        if why == "crossed":
+            between_answer_and_use(one, "Lookup", lambda: two.setattr(elsewhere.inode, AttrChanges(mode=0o600)))
+        file = await one.open((await one.lookup(ROOT_INODE, b"target")).inode, write=True)
+        await file.write(0, b"kept")
+        await file.flush()
+        if why == "restart":
+            await cluster.restart("master")
+            await trio.sleep(30)
+        await one.rename(ROOT_INODE, b"new", ROOT_INODE, b"target")
+        await trio.sleep(5)
+        await file.write(4, b"more")
+        await file.flush()
+        assert bytes(await file.read(0, 10)) == b"keptmore"
+        await file.close()
+
+
+async def test_the_other_name_of_a_file_that_was_replaced_has_one_link_less(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        inode = (await two.create(ROOT_INODE, b"one", FileType.FILE, 0o644, 1, 1)).inode
+        await two.link(inode, ROOT_INODE, b"two")
+        await two.create(ROOT_INODE, b"new", FileType.FILE, 0o644, 1, 1)
+        await one.lookup(ROOT_INODE, b"one")
+        await one.rename(ROOT_INODE, b"new", ROOT_INODE, b"two")
+        assert (await one.getattr(inode)).nlink == 1
+
+
+@pytest.mark.parametrize("change", ["rename", "unlink"])
+async def test_a_file_that_a_change_of_ours_told_about_is_called_back(
+    change: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The master that started since did not know that this client has it cached."""
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        inode = (await two.create(ROOT_INODE, b"f", FileType.FILE, 0o644, 1, 1)).inode
+        await two.link(inode, ROOT_INODE, b"other")
+        await one.lookup(ROOT_INODE, b"f")
+        await cluster.restart("master")
+        await trio.sleep(30)
+        if change == "rename":
+            await one.rename(ROOT_INODE, b"f", ROOT_INODE, b"g")
+        else:
+            await one.unlink(ROOT_INODE, b"f")
+        await two.setattr(inode, AttrChanges(mode=0o600))
+        assert (await one.getattr(inode)).mode == 0o600
+
+
+async def test_a_directory_is_as_our_last_change_left_it(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        one._cache.attrs.pop(ROOT_INODE, None)
+        between_answer_and_use(one, "GetAttr", lambda: one.create(ROOT_INODE, b"d", FileType.DIRECTORY, 0o755, 1, 1))
+        await one.getattr(ROOT_INODE)
+        assert (await one.getattr(ROOT_INODE)).nlink == (await two.getattr(ROOT_INODE)).nlink
+
+
+async def test_pages_from_before_a_write_are_not_kept(autojump_clock: trio.testing.MockClock) -> None:
+    """Size and time are as before: what the kernel has may be out of date nevertheless while somebody writes."""
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        attr, file = await two.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        await file.write(0, b"old")
+        await two.setattr(attr.inode, AttrChanges(mtime_ns=5))
+        first = await one.open(attr.inode)
+        assert bytes(await first.read(0, 3)) == b"old"
+        await first.close()
+        await file.write(0, b"new")
+        await two.setattr(attr.inode, AttrChanges(mtime_ns=5))
+        await file.close()
+        await trio.sleep(5)
+        again = await one.open(attr.inode)
+        assert bytes(await again.read(0, 3)) == b"new" and not again.keep_cache
+        await again.close()
+
+
+async def test_the_answer_to_a_link_has_the_length_of_a_file_that_is_being_written(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        attr, file = await one.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        await file.write(0, b"data")
+        await file.flush()
+        assert (await two.link(attr.inode, ROOT_INODE, b"g")).size == 4
+        await file.close()
+
+
+async def test_a_length_goes_to_the_master_when_the_last_writer_closes_though_readers_stay(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_cluster() as cluster, cluster.client() as client:
+        attr, file = await client.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        reader = await client.open(attr.inode)
+        await file.write(0, b"data")
+        await file.close()
+        await trio.sleep(5)
+        assert client.info()["uncommitted"] == 0
+        await reader.close()

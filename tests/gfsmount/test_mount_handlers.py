@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 from typing import Any
+from unittest.mock import Mock
 
 import pyfuse3
 import pytest
@@ -254,6 +255,26 @@ async def test_a_write_by_another_than_root_takes_set_user_id_away(
     assert client.attrs[entry.st_ino].mode == 0o6755
     other = await operations.open(entry.st_ino, os.O_WRONLY, Caller(uid=1000))
     await operations.write(other.fh, 0, b"by another")
+    assert client.attrs[entry.st_ino].mode == 0o755
+
+
+@pytest.mark.parametrize("how", ["create", "truncate", "write on"])
+async def test_set_user_id_never_outlives_a_change_by_another_than_root(
+    how: str, operations: Operations, client: FakeClient, notified: list[tuple[object, ...]]
+) -> None:
+    user: Any = Caller(uid=1000)
+    info, entry = await operations.create(1, b"f", 0o4755, os.O_WRONLY, user)
+    if how == "truncate":
+        await operations.open(entry.st_ino, os.O_WRONLY | os.O_TRUNC, user)
+    else:
+        await operations.write(info.fh, 0, b"bytes")
+    if how == "write on":
+        fields: Any = Mock(spec=pyfuse3.SetattrFields, update_mode=True, update_uid=False, update_gid=False)
+        fields.update_atime = fields.update_mtime = fields.update_size = False
+        mode: Any = Mock(st_mode=0o4755)
+        await operations.setattr(entry.st_ino, mode, fields, None, user)
+        assert client.attrs[entry.st_ino].mode == 0o4755
+        await operations.write(info.fh, 0, b"other bytes")
     assert client.attrs[entry.st_ino].mode == 0o755
 
 

@@ -95,6 +95,7 @@ class Control:
             report = replicas.report(replica.handle)
             if report is not None:
                 report.unequal = primary.lease.state is LeaseState.FAILED
+                report.mtime_ns = replica.mtime_ns
                 reports.append(report)
         return pb.RevokeReply(chunks=reports)
 
@@ -130,7 +131,7 @@ class Control:
         try:
             replica = await node.replicas.get(handle)
             chunk = replica.chunk
-            item.version, item.length = chunk.version, chunk.length
+            item.version, item.length, item.mtime_ns = chunk.version, chunk.length, replica.mtime_ns
             item.path = node.env.disk.real_path(chunk.path)
             item.primary = replica.primary is not None and replica.primary.lease.state is LeaseState.SERVING
             if request.verify:

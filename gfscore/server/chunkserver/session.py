@@ -199,6 +199,7 @@ class MasterSession:
             if lease.state is LeaseState.SERVING and lease.release_if_idle(now, node.session.seconds):
                 report = node.replicas.report(replica.handle)
                 if report is not None and not report.corrupt:
+                    report.mtime_ns = replica.mtime_ns
                     self._released[replica.handle] = report
 
     async def _collect(self, handles: list[int], beat: int) -> None:

@@ -61,7 +61,7 @@ class Attributes:
                 self._set_plain(tx, request, session)
                 self._calls.commit(tx, request.id, request.inode)
             record = load(self._state.tables, request.inode)
-            self._data.watch(session, record)
+            self._sessions.watch_any(session, record)
             items = []
             if self._sessions.watched(request.inode, session):
                 items.append(Item(inode=request.inode, attr=True, times=_sets_mtime(request)))
@@ -93,6 +93,8 @@ class Attributes:
             ctime_ns=request.ctime_ns if request.HasField("ctime_ns") else None,
         )
         refuse_in_trash(tx, record, session)
+        if _sets_mtime(request) and (record.length_pending or self._leases.writers.writers(request.inode)):
+            self._leases.times_set[request.inode] = now_ns
 
     async def _set_size(self, request: pb.SetAttrRequest, session: Session | None) -> pb.AttrReply:
         inode = request.inode
@@ -100,7 +102,7 @@ class Attributes:
             if self._calls.outcome(request.id) is None:
                 await self._cut(request, session)
             record = load(self._state.tables, inode)
-            self._data.watch(session, record)
+            self._sessions.watch_any(session, record)
         items = [Item(inode=inode, attr=True, chunks=True, writers=True, cut=True)]
         reply = pb.AttrReply(attr=attr_of(record))
         return await self._calls.told(reply, self._sessions.told(items, session))  # type: ignore[no-any-return]

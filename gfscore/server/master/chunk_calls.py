@@ -49,6 +49,7 @@ class Length(NamedTuple):
     version: int
     length: int
     unequal: bool = False  # the replicas may differ
+    mtime_ns: int = 0  # when the replica last changed, if that is known
 
 
 Call = Callable[[ServerState, list[Any]], Awaitable[None]]
@@ -115,7 +116,7 @@ class ChunkCalls:
                 silent.add(server)
                 return
             for chunk in reply.chunks:
-                lengths[chunk.handle] = Length(chunk.version, chunk.length, chunk.unequal)
+                lengths[chunk.handle] = Length(chunk.version, chunk.length, chunk.unequal, chunk.mtime_ns)
 
         await self._split(by_server, one)
         return lengths, silent

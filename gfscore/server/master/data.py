@@ -8,7 +8,7 @@ from typing import Any
 
 from gfscore.errors import Code, GfsError
 from gfscore.metadata.chunks import find_chunk, mapping_get
-from gfscore.metadata.inodes import FileType, InodeRecord, load, load_file
+from gfscore.metadata.inodes import InodeRecord, load, load_file
 from gfscore.metadata.locks import inode_key
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.rpc.transport import CallContext
@@ -139,7 +139,8 @@ class Data:
         chunks: list[pb.ChunkLocation] = []
         if tail:
             chunks = [c for c in self.locations(record.inode, tail[0][0], tail[-1][0] - tail[0][0] + 1) if c.handle]
-        return pb.AttrReply(attr=attr_of(record), chunks=chunks)
+        floor = self._leases.mtime_floor(record)
+        return pb.AttrReply(attr=attr_of(record), chunks=chunks, mtime_floor_ns=floor)
 
     async def _settled_reply(self, inode: int, session: Session | None) -> pb.AttrReply:
         try:
@@ -152,10 +153,3 @@ class Data:
         if not record.length_pending:
             return pb.AttrReply(attr=attr_of(record))
         return self._pending_reply(record)
-
-    def watch(self, session: Session | None, record: InodeRecord) -> None:
-        """`session` is being told about this inode."""
-        if record.type is FileType.DIRECTORY:
-            self._sessions.watch_directory(session, record.inode)
-        else:
-            self._sessions.watch(session, record.inode)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from gfscore.metadata.inodes import InodeRecord
 from gfscore.metadata.leases import WriterTable
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.server.master.servers import Replicas, ServerState
@@ -62,7 +63,7 @@ class LeaseBook:
     some replicas only. So it stays until the replicas were made equal.
     """
 
-    __slots__ = ("_by_handle", "_by_inode", "_unclean", "_unclean_of", "all_known", "writers")
+    __slots__ = ("_by_handle", "_by_inode", "_unclean", "_unclean_of", "all_known", "times_set", "writers")
 
     def __init__(self) -> None:
         self._by_handle: dict[int, GrantedLease] = {}
@@ -71,6 +72,7 @@ class LeaseBook:
         self._unclean_of: dict[int, set[int]] = {}
         self.writers = WriterTable()
         self.all_known: set[int] = set()
+        self.times_set: dict[int, int] = {}  # inode → when (wall clock, ns) somebody set its mtime; while it is pending
 
     def __len__(self) -> int:
         return len(self._by_handle)
@@ -111,6 +113,22 @@ class LeaseBook:
             self.drop(handle)
         self.writers.drop_inode(inode)
         self.all_known.discard(inode)
+        self.times_set.pop(inode, None)
+
+    def mtime_floor(self, record: InodeRecord) -> int:
+        """A write counts for the file's mtime if it was later than this (wall clock, ns): nobody set a time since.
+
+        What was set before this master started is not known; then the latest change of any attribute stands for it.
+        """
+        if record.inode in self.all_known:
+            return self.times_set.get(record.inode, 0)
+        return record.ctime_ns
+
+    def counted_mtime(self, record: InodeRecord, mtime_ns: int) -> int | None:
+        """For `commit_length`, of the time that a replica tells (0: it does not know)."""
+        if not mtime_ns:
+            return None
+        return mtime_ns if mtime_ns > self.mtime_floor(record) else 0
 
     @property
     def unclean(self) -> Mapping[int, int]:

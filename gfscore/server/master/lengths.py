@@ -53,6 +53,9 @@ class _Open:
     tail: list[tuple[int, int]]
     leases: list[GrantedLease]
 
+    def handles(self) -> set[int]:
+        return {handle for _, handle in self.tail} | {lease.handle for lease in self.leases}
+
 
 class _Place(NamedTuple):
     """A chunk of a file, at `place` (chunks from its start)."""
@@ -102,6 +105,7 @@ class Lengths:
             for length in request.lengths:
                 try:
                     counts = self.counts(length.inode, client)
+                    set_at = self._leases.times_set.get(length.inode, 0)
                     writers = self._leases.writers
                     nobody_left = length.release and writers.release(length.inode, client, request.id.request_id)
                     if nobody_left and not self._is_settled(length.inode):
@@ -112,11 +116,12 @@ class Lengths:
                         length.inode,
                         length.size if counts else 0,
                         now_ns=now_ns,
-                        mtime_ns=length.mtime_ns if counts else 0,
+                        mtime_ns=length.mtime_ns if counts and length.mtime_ns > set_at else 0,
                         release=nobody_left,
                     )
                     if nobody_left:
                         self._leases.all_known.discard(length.inode)
+                        self._leases.times_set.pop(length.inode, None)
                         if length.unused_chunk:
                             self._take_back(tx, length.inode, length.unused_chunk, client)
                 except GfsError as error:
@@ -225,7 +230,9 @@ class Lengths:
         now_ns = self._env.clock.wall_ns()
         for file in files:
             ends = [index * self._chunk_size + lengths[h].length for index, h in file.tail if lengths[h].length]
-            commit_length(tx, file.inode, max(ends, default=0), now_ns=now_ns, release=True)
+            changed_ns = max((lengths[h].mtime_ns for h in file.handles() if h in lengths), default=0)
+            mtime_ns = self._leases.counted_mtime(load_file(tx, file.inode), changed_ns)
+            commit_length(tx, file.inode, max(ends, default=0), now_ns=now_ns, mtime_ns=mtime_ns, release=True)
         for inode, index, handle in unused:
             if drop_fresh_chunk(tx, inode, index, handle):
                 dropped.append(handle)
@@ -330,9 +337,10 @@ class Lengths:
             chunk = find_chunk(tables, handle)
             items = [item for _, item in found.get(handle, ())]
             version = chunk.version if chunk is not None else 0
-            good = [item.length for item in items if not item.error and item.version == version]
+            good = [item for item in items if not item.error and item.version == version]
             if good:
-                lengths[handle] = Length(version, max(good))
+                length, mtime_ns = max(item.length for item in good), max(item.mtime_ns for item in good)
+                lengths[handle] = Length(version, length, mtime_ns=mtime_ns)
             elif await self._fencing.never_used(handle):
                 lengths[handle] = Length(1, 0)
             else:

@@ -57,7 +57,7 @@ class Namespace:
             tables = self._state.tables
             self._sessions.watch_directory(session, request.parent)
             record = load(tables, looking.lookup(tables, request.parent, request.name))
-            self._data.watch(session, record)
+            self._sessions.watch_any(session, record)
             return self._data.attr_reply(record, session), {}
 
         return self._calls.quick(keys, operation)
@@ -68,7 +68,7 @@ class Namespace:
 
         def operation() -> tuple[Any, Told]:
             record = load(self._state.tables, request.inode)
-            self._data.watch(session, record)
+            self._sessions.watch_any(session, record)
             return self._data.attr_reply(record, session), {}
 
         return self._calls.quick(lambda: ([inode_key(request.inode)], []), operation)
@@ -85,7 +85,7 @@ class Namespace:
         entries = reply.entries
         for name, inode in rows:
             record = load(tables, inode)
-            self._data.watch(session, record)
+            self._sessions.watch_any(session, record)
             entries.add(name=name, attr=attr_of(record))
         return reply
 
@@ -139,7 +139,7 @@ class Namespace:
             target=request.target,
         )
         inode = record.inode
-        self._data.watch(session, record)
+        self._sessions.watch_any(session, record)
         self._sessions.watch_directory(session, request.parent)
         reply = pb.CreateReply(attr=attr_of(record), parent=attr_of(load(tx, request.parent)))
         if request.with_chunk and kind is FileType.FILE and session is not None:
@@ -182,7 +182,7 @@ class Namespace:
 
     def _existing(self, inode: int, session: Session | None) -> pb.CreateReply:
         record = load(self._state.tables, inode)
-        self._data.watch(session, record)
+        self._sessions.watch_any(session, record)
         reply = pb.CreateReply(attr=attr_of(record), existed=True)
         return reply
 
@@ -207,7 +207,7 @@ class Namespace:
             )  # fmt: skip
             directory = load(tx, request.new_parent)
             self._calls.commit(tx, request.id, request.inode)
-            self._data.watch(session, record)
+            self._sessions.watch_any(session, record)
             self._sessions.watch_directory(session, request.new_parent)
             items = [
                 Item(inode=request.new_parent, names=[request.new_name], attr=True),

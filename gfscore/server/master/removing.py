@@ -68,7 +68,9 @@ class Removing:
         def answer(tx: Transaction, removed: remove.Removed) -> tuple[pb.UnlinkReply, Told]:
             reply = pb.UnlinkReply(inode=removed.inode, parent=attr_of(load(tx, request.parent)))
             if not removed.last_link:
-                reply.attr.CopyFrom(attr_of(load(tx, removed.inode)))
+                left = load(tx, removed.inode)
+                self._sessions.watch_any(session, left)
+                reply.attr.CopyFrom(attr_of(left))
             self._calls.commit(tx, request.id, removed.inode)
             items = []
             if self._sessions.watched(request.parent, session):
@@ -107,12 +109,15 @@ class Removing:
                 new_parent=attr_of(load(tx, request.new_parent)),
             )
             if renamed.replaced is not None and not renamed.replaced.last_link:
-                reply.replaced.CopyFrom(attr_of(load(tx, renamed.replaced.inode)))
+                left = load(tx, renamed.replaced.inode)
+                self._sessions.watch_any(session, left)
+                reply.replaced.CopyFrom(attr_of(left))
             self._calls.commit(tx, request.id, renamed.moved)
             if not renamed.changed:
                 return reply, {}
             for directory in (request.parent, request.new_parent):
                 self._sessions.watch_directory(session, directory)
+            self._sessions.watch_any(session, load(tx, renamed.moved))
             items = [
                 Item(inode=request.parent, names=[request.name], attr=True),
                 Item(inode=request.new_parent, names=[request.new_name], attr=True),

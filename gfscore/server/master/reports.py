@@ -10,6 +10,7 @@ import logging
 from gfscore.env import Env
 from gfscore.errors import GfsError
 from gfscore.metadata.chunks import find_chunk, mark_used, raise_version
+from gfscore.metadata.inodes import load_file
 from gfscore.metadata.lengths import commit_length
 from gfscore.metadata.transaction import CLOCK, counter
 from gfscore.proto import gfs_pb2 as pb
@@ -132,7 +133,8 @@ class Reports:
         try:
             size = lease.index * self._chunk_size + report.length if report.length else 0
             # A lower bound: another chunk, whose lease ended without a word, may reach further; who asks settles it.
-            commit_length(tx, lease.inode, size, now_ns=self._env.clock.wall_ns())
+            mtime_ns = self._leases.counted_mtime(load_file(tx, lease.inode), report.mtime_ns)
+            commit_length(tx, lease.inode, size, now_ns=self._env.clock.wall_ns(), mtime_ns=mtime_ns)
         except GfsError:
             return  # the file is gone
         self._state.commit(tx)

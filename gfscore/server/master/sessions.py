@@ -14,6 +14,7 @@ import trio
 
 from gfscore.env import Env
 from gfscore.errors import Code, GfsError
+from gfscore.metadata.inodes import FileType, InodeRecord
 from gfscore.metadata.keys import pack8, unpack8
 from gfscore.metadata.requests import forget_client
 from gfscore.metadata.tables import COUNTERS
@@ -190,6 +191,13 @@ class Sessions:
         if session is not None and session.caching and inode not in session.directories:
             session.directories.add(inode)
             self._add(session, inode)
+
+    def watch_any(self, session: Session | None, record: InodeRecord) -> None:
+        """`session` is being told about this inode."""
+        if record.type is FileType.DIRECTORY:
+            self.watch_directory(session, record.inode)
+        else:
+            self.watch(session, record.inode)
 
     def forget(self, inode: int) -> None:
         """The inode is gone; nobody need be told of anything any more."""

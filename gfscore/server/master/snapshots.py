@@ -63,7 +63,7 @@ class Snapshots:
             self._calls.commit(tx, request.id, record.inode)
             items = [Item(inode=new_parent, names=[request.new_name], attr=True)]
             told = self._sessions.told(items, session)
-            self._data.watch(session, record)
+            self._sessions.watch_any(session, record)
             self._sessions.watch_directory(session, new_parent)
         reply = pb.AttrReply(attr=attr_of(record), parent=attr_of(directory))
         return await self._calls.told(reply, told)  # type: ignore[no-any-return]
