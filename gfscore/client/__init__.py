@@ -9,7 +9,7 @@
 
 from gfscore.client.attributes import LengthUnknown
 from gfscore.client.client import Client, open_client
-from gfscore.client.files import OpenFile
+from gfscore.client.open_file import OpenFile
 from gfscore.client.options import ClientOptions
 from gfscore.client.types import (
     Attr,

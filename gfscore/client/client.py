@@ -18,9 +18,10 @@ from gfscore.client.cache import NamespaceCache
 from gfscore.client.chunks import ChunkGrant, Chunks
 from gfscore.client.chunkservers import Chunkservers
 from gfscore.client.deadline import pause_seconds
-from gfscore.client.files import Files, OpenFile
+from gfscore.client.files import Files
 from gfscore.client.mutation import Mutator
 from gfscore.client.namespace import NamespaceOperations
+from gfscore.client.open_file import OpenFile
 from gfscore.client.operator import OperatorQueries
 from gfscore.client.options import ClientOptions
 from gfscore.client.reader import ChunkReader

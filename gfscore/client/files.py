@@ -8,7 +8,6 @@ and other clients ask it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import trio
 
@@ -26,6 +25,8 @@ from gfscore.errors import Code, GfsError
 from gfscore.proto import gfs_pb2 as pb
 
 log = logging.getLogger(__name__)
+
+_UNSYNCED_FILES_MAX = 65_536  # of closed files; an fsync of an older one has nothing to sync
 
 
 class FileState:
@@ -114,6 +115,9 @@ class Files:
         self._env = env
         self._options = options
         self._states: dict[int, FileState] = {}
+        self._unsynced: dict[
+            int, set[int]
+        ] = {}  # inode → chunks changed here since its last fsync, also by handles past
         self._budget = WriteBudget(options.dirty_bytes_max)
         self._closed_files = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -157,8 +161,19 @@ class Files:
                 self._env,
                 self._options,
                 state.acknowledged,
+                self.unsynced(state.inode),
             )
         return state.writer
+
+    def unsynced(self, inode: int) -> set[int]:
+        """Indexes of the chunks that were changed here since the file's last fsync, by handles that are closed too."""
+        found = self._unsynced.get(inode)
+        if found is None:
+            found = self._unsynced[inode] = set()
+            if len(self._unsynced) > _UNSYNCED_FILES_MAX:
+                oldest = next((other for other in self._unsynced if other not in self._states and other != inode), None)
+                self._unsynced.pop(oldest or inode)
+        return found
 
     def appender(self, state: FileState) -> Appender:
         if state.appender is None:
@@ -180,7 +195,12 @@ class Files:
         elif state.uncommitted:
             self._closed_files.set()
         else:
-            self._states.pop(state.inode, None)
+            self._drop(state)
+
+    def _drop(self, state: FileState) -> None:
+        del self._states[state.inode]
+        if not self._unsynced.get(state.inode):
+            self._unsynced.pop(state.inode, None)
 
     async def _let_go(self, state: FileState) -> None:
         """The last handle of a file without a name: the master can drop it now."""
@@ -195,7 +215,8 @@ class Files:
             if state.uncommitted:
                 self._closed_files.set()
             else:
-                del self._states[inode]
+                self._drop(state)
+        self._unsynced.pop(inode, None)
         self._chunks.forget(inode)
         self._chunks.sole_writer.discard(inode)
         self._cache.forget(inode)
@@ -350,107 +371,4 @@ class Files:
             self._cache.changed(state.inode)  # what the master said before lacks what `merge` adds no more
             state.acknowledged_end = 0
             if not state.handles and self._states.get(state.inode) is state:
-                del self._states[state.inode]
-
-
-class OpenFile:
-    """A handle. Offsets and sizes in bytes; every method raises GfsError."""
-
-    def __init__(
-        self,
-        state: FileState,
-        files: Files,
-        read: Callable[[int, int, int], object],
-        write: bool,
-        env: Env,
-        keep_cache: bool,
-    ) -> None:
-        self.inode = state.inode
-        self.keep_cache = keep_cache  # what the kernel has cached of the file is still right
-        self._state = state
-        self._files = files
-        self._read = read
-        self._write = write
-        self._env = env
-        self._errors_seen = state.writer.error_number if state.writer is not None else 0
-        self._closed = False
-
-    async def read(self, offset: int, size: int) -> bytes | memoryview:
-        """Up to `size` bytes, fewer at the end of the file, which may have grown since it was opened."""
-        return await self._read(self.inode, offset, size)  # type: ignore[misc,no-any-return]
-
-    async def write(self, offset: int, data: bytes | memoryview) -> int:
-        """Visible to every reader of this client at once; on the replicas after `flush`, on disks after `fsync`."""
-        self._check_writable()
-        writer = self._files.writer(self._state)
-        if self._state.unused_chunk and offset < self._files.chunk_bytes:
-            self._state.unused_chunk = 0
-        if self._state.gate.closed:
-            await self._state.gate.wait_open()
-        self._state.changed(self._env.clock.wall_ns())
-        await writer.write(offset, data)
-        if writer.error_number != self._errors_seen:
-            self._raise_error()
-        return len(data)
-
-    async def append(self, record: bytes | memoryview) -> int:
-        """Record append: the offset at which the record is, whole, on all replicas."""
-        self._check_writable()
-        state = self._state
-        if state.busy:
-            await self.flush()
-        async with state.gate.passing():
-            state.uncommitted = True
-            state.unused_chunk = 0
-            appender = self._files.appender(state)
-            appender.begin_behind(state.acknowledged_end)
-            offset = await appender.append(record)
-            state.acknowledged(offset + len(record))
-            state.changed(self._env.clock.wall_ns())
-        return offset
-
-    async def flush(self) -> None:
-        """All that was written is on all replicas, or an error says what is not."""
-        if self._state.writer is not None:
-            await self._state.writer.write_out()
-            self._raise_error()
-
-    async def fsync(self) -> None:
-        """`flush`, and on the disks of all replicas, and the length on the master's.
-
-        Both at the same time: the length is right even where the data of a failed fsync is not.
-        """
-        state = self._state
-        committed = self._files.commit_soon(state) if state.uncommitted else None
-        try:
-            if state.writer is not None:
-                await state.writer.sync()
-                self._raise_error()
-        finally:
-            if committed is not None:
-                await committed.done.wait()
-        if committed is not None and committed.error is not None:
-            raise committed.error
-
-    async def close(self) -> None:
-        """`flush` and let go. The handle is closed even when an error is raised."""
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            await self.flush()
-        finally:
-            with trio.CancelScope(shield=True):
-                await self._files.close(self._state, self._write)
-
-    def _check_writable(self) -> None:
-        if not self._write:
-            raise GfsError(Code.INVALID, "the file is open for reading only")
-
-    def _raise_error(self) -> None:
-        """An error of the background writes is told once to every handle that was open."""
-        writer = self._state.writer
-        if writer is not None and writer.error_number != self._errors_seen:
-            self._errors_seen = writer.error_number
-            assert writer.error is not None
-            raise writer.error
+                self._drop(state)

@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator, Sequence
 
 from gfscore.client.client import Client
-from gfscore.client.files import OpenFile
+from gfscore.client.open_file import OpenFile
 from gfscore.client.types import Attr, Entry, FileType
 from gfscore.errors import Code, GfsError
 from gfscore.ids import PIECE_BYTES, ROOT_INODE

@@ -72,8 +72,10 @@ class FileWriter:
         env: Env,
         options: ClientOptions,
         acknowledged: Callable[[int], None],
+        unsynced: set[int],
     ) -> None:
-        """`acknowledged`: called with the end of each piece that all replicas have."""
+        """`acknowledged`: called with the end of each piece that all replicas have. `unsynced`: indexes of chunks that
+        were changed since the last sync, through this writer or otherwise."""
         self.inode = inode
         self.error: GfsError | None = None  # of the latest piece that failed for good
         self.error_number = 0
@@ -90,7 +92,7 @@ class FileWriter:
         self._changed = trio.lowlevel.ParkingLot()
         self._last_asked: dict[int, trio.Event] = {}  # chunk index -> `asked` of its latest piece
         self._acknowledged: set[int] = set()  # chunk handles in which something of ours is acknowledged
-        self._unsynced: set[int] = set()  # chunk indexes written since the last sync
+        self._unsynced = unsynced
 
     # ------------------------------------------------------------ for the file's handles
 
@@ -141,12 +143,12 @@ class FileWriter:
             await self._dispatch_all(sync=False)
         while self._in_flight:
             await self._changed.park()
-        indexes, self._unsynced = self._unsynced, set()
-        for index in sorted(indexes):
+        for index in sorted(self._unsynced):
+            self._unsynced.discard(index)  # before: what is written meanwhile is for the next sync
             try:
                 await self._sync_chunk(index)
             except BaseException:
-                self._unsynced |= indexes
+                self._unsynced.add(index)
                 raise
 
     async def discard_from(self, size: int) -> None:

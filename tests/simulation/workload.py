@@ -12,7 +12,7 @@ from history import Append, AppendFile, History, NameOperation, Outcome, SlotFil
 from world import CHUNK_BYTES, World
 
 from gfscore.client import ROOT_INODE, Client, Code, FileType, GfsError
-from gfscore.client.files import OpenFile
+from gfscore.client.open_file import OpenFile
 
 SLOT_BYTES = 3000
 SLOTS = 30  # of a file, that are written again and again
