@@ -310,7 +310,8 @@ class NamespaceOperations:
         self._keep_name(parent, name, 0, asked)
         self._keep_name(new_parent, new_name, 0, asked)
         self._keep_directory(reply.parent, parent, asked)
-        self._keep_directory(reply.new_parent, new_parent, asked)
+        if new_parent != parent:
+            self._keep_directory(reply.new_parent, new_parent, asked)
         self._cache.attrs.pop(moved, None)
         if reply.attr.inode:
             self._cache.keep(attr_from_wire(reply.attr), self._cache.answered(moved, asked))
