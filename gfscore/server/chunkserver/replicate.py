@@ -62,6 +62,10 @@ class Replication:
             raise GfsError(Code.UNKNOWN_SESSION, f"epoch {request.epoch} is not the epoch of this server's session")
         if handle in self._busy:
             raise GfsError(Code.BUSY, f"chunk {handle:016x} is being copied already")
+        if (
+            handle in node.replicas.collecting
+        ):  # what is here is no replica any more, and what came now might go with it
+            raise GfsError(Code.BUSY, f"chunk {handle:016x} is being deleted here")
         if node.replicas.version_here(handle) == request.version:
             replica = await node.replicas.get(handle)  # the answer to an earlier request was lost
             return pb.ReplicateReply(length=replica.chunk.length)

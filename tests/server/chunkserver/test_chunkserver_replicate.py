@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -140,3 +141,36 @@ async def test_a_limited_copy_takes_its_time(cluster: Any, autojump_clock: Any) 
     began = trio.current_time()
     await replicate(cluster, finish=True, bytes_per_second=100_000)
     assert 8 <= trio.current_time() - began < 12
+
+
+async def test_a_replica_that_is_being_deleted_is_not_taken_for_the_copy(cluster: Any, autojump_clock: Any) -> None:
+    """Its disk is slow: the master believed in a second replica, and could have the other one deleted then."""
+    data = await filled(cluster, 100_000)
+    await replicate(cluster, finish=True)
+    cluster.disk_time["c"].seconds = 5.0
+    cluster.master.collect[cluster.id("c")] = [HANDLE]
+    await trio.sleep(2)
+    with pytest.raises(GfsError) as caught:
+        await replicate(cluster, finish=True)
+    assert caught.value.code is Code.BUSY
+    await trio.sleep(10)
+    cluster.disk_time["c"].seconds = 0.0
+    assert (await replicate(cluster, finish=True)).copied_bytes == len(data)
+    assert await cluster.equal(HANDLE, hosts="abc") == data
+
+
+async def test_a_wish_to_delete_the_older_replica_spares_the_copy_that_takes_its_place(
+    cluster: Any, autojump_clock: Any
+) -> None:
+    grant = cluster.grant(HANDLE)
+    await cluster.write(grant, [(0, b"on all three")])
+    await cluster.prepare(HANDLE, 2, hosts="ab")
+    await replicate(cluster, 2)
+    cluster.disk_time["c"].seconds = 3.0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(replicate, cluster, 2, finish=True))
+        await trio.sleep(7)  # the copy is being put in place
+        cluster.master.collect[cluster.id("c")] = [HANDLE]
+    await trio.sleep(10)
+    cluster.disk_time["c"].seconds = 0.0
+    assert await cluster.equal(HANDLE, 2, hosts="abc") == b"on all three"
