@@ -58,8 +58,12 @@ class Reports:
     def _judge(self, server: ServerState, report: pb.ChunkReport) -> None:
         handle, version = report.handle, report.version
         servers = self._servers
-        if handle in servers.busy or handle in server.collect:
+        if handle in servers.busy:
             return
+        if handle in server.collect:
+            if self._may_go(handle, server.id):
+                return
+            server.collect.discard(handle)
         chunk = find_chunk(self._state.tables, handle)
         if chunk is None:
             if len(server.unknown) < _UNKNOWN_MAX:
@@ -139,7 +143,8 @@ class Reports:
 
     def _collectable(self, server: ServerState) -> list[int]:
         """What `server` may delete now."""
-        found = [server.collect.pop() for _ in range(min(len(server.collect), _COLLECT_MAX))]
+        decided = [server.collect.pop() for _ in range(min(len(server.collect), _COLLECT_MAX))]
+        found = [handle for handle in decided if self._may_go(handle, server.id)]
         if not (server.complete and self._servers.heard_all):
             return found
         clock = counter(self._state.tables, CLOCK)
@@ -150,6 +155,18 @@ class Reports:
             elif handle not in self._servers.busy and find_chunk(self._state.tables, handle) is None:
                 found.append(handle)
         return found
+
+    def _may_go(self, handle: int, server_id: str) -> bool:
+        """Whether a replica is not needed now: the chunk is gone, or enough others are on servers heard of just now.
+
+        Asked when it is deleted, and not when that is decided: its server may have been away for weeks in between,
+        and the others lost (rule 2).
+        """
+        chunk = find_chunk(self._state.tables, handle)
+        if chunk is None:
+            return True
+        others = [server for server in self._servers.replicas(handle) if server.id != server_id]
+        return sum(map(self._servers.is_up, others)) >= chunk.goal
 
     def collect_stale(self) -> None:
         """Have stale replicas deleted where enough current ones are up (rule 2). Called now and then, for a slice."""
@@ -170,8 +187,7 @@ class Reports:
                 continue
             if handle in servers.busy:
                 continue
-            good = [server for server in servers.replicas(handle) if not server.gone]
-            if len(good) < chunk.goal:
+            if sum(map(servers.is_up, servers.replicas(handle))) < chunk.goal:
                 continue
             for server_id in stale:
                 current = servers.by_id.get(server_id)

@@ -64,7 +64,7 @@ class ServerState:
         self.chunk_count = 0
         self.scrub = (0.0, 0, 0)  # percent of the pass under way, end of the last (ns since the epoch), bad ones found
         self.total_bytes = self.used_bytes = self.free_bytes = 0
-        self.collect: set[int] = set()  # freed chunks that it has to delete
+        self.collect: set[int] = set()  # what it has to delete: freed chunks, and replicas that are not needed
         self.unknown: set[int] = set()  # reported chunks that the state does not have
 
 
