@@ -252,7 +252,9 @@ class ReplicaTable:
             self._loaded.pop(handle, None)
             self.index[handle] = (version, chunk.length)
             self.changed.add(handle)
-            self._add(handle, chunk, SerialGate(closed=True)).changed_beat = self.beat
+            made = self._add(handle, chunk, SerialGate(closed=True))
+            made.changed_beat = self.beat
+            made.doubt = RESTARTED  # what its source lacks, it lacks
         finally:
             if before is not None:
                 before.lock.release()

@@ -173,6 +173,7 @@ class MasterSession:
         if self._first is not None:
             chosen = self._first[: self._slice]
             request.first_report = True
+            request.power_lost = self._node.store.power_was_lost
             request.last_of_first = len(chosen) == len(self._first)
         else:
             # Damaged ones again and again: the master hears nothing of a chunk that it is busy with.

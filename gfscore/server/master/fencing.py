@@ -279,10 +279,11 @@ class Fencing:
             assert made == new_handle, "the reserved handle was not used"
             self._state.commit(tx)
             self._servers.set_replicas(new_handle, copied)
-            if handle in self._leases.unclean:
+            doubts = {answer.server.id: Doubt(answer.doubt, -answer.length) for answer in given if answer.doubt}
+            if doubts or handle in self._leases.unclean:
                 self._leases.leave(new_handle, inode)
             if len(copied) == len(servers):
-                return new_handle, Fenced(1, copied, max(answer.length for answer in given))
+                return new_handle, Fenced(1, copied, max(answer.length for answer in given), doubts=doubts)
             # Who did not answer may have made a copy all the same: it must not pass for one of these.
             fenced = (await self.fence([new_handle]))[new_handle]
             if not fenced.servers:

@@ -41,6 +41,8 @@ class Reports:
         server = self._servers.of_heartbeat(request)
         for report in request.report:
             self._judge(server, report)
+        if request.power_lost:
+            self._servers.uncompared.update(report.handle for report in request.report)
         self._note_used()
         for report, failed_id in zip(request.failed, request.failed_servers, strict=False):
             self._failed(report, failed_id)
