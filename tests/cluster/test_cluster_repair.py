@@ -419,6 +419,30 @@ async def test_a_replica_that_was_given_up_stays_when_it_has_become_the_last_one
         assert await paths.read("/f") == b"data" * 1000
 
 
+@pytest.mark.parametrize("how", ["refused", "silent"])
+@pytest.mark.parametrize("which", [0, 1])
+async def test_a_source_that_the_destination_cannot_copy_from_is_not_taken_again_and_again(
+    which: int, how: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with memory_cluster(chunkservers=4, **QUICK) as cluster, cluster.client(caching=False) as client:
+        await Paths(client, 1, 1).write("/f", b"data" * 1000)
+        await trio.sleep(130)  # the lease is given back
+        hosts = sorted(state[0] for state in (await replicas_of(cluster, client, "/f"))[0])
+        (free,) = set(cluster.names).difference(hosts)
+        await cluster.kill(hosts[2])
+        if how == "refused":
+            cluster.network.disconnect(hosts[which], free)
+        else:
+            cluster.disks[hosts[which]].hang()
+        inode = (await Paths(client).stat("/f")).inode
+        try:
+            with trio.fail_after(120):
+                while free not in str((await client.file_info(inode))["chunks"][0]["replicas"]):
+                    await trio.sleep(1)
+        finally:
+            cluster.disks[hosts[which]].resume()
+
+
 async def test_deleted_files_come_last(autojump_clock: trio.testing.MockClock) -> None:
     """Those in the trash have their replicas made up for when nothing else is left to do [0071]."""
     async with memory_cluster(

@@ -110,8 +110,6 @@ class Replication:
                 break
             except SourceFailed as error:
                 failure = failure or error
-                if error.error.code is not Code.CHECKSUM_MISMATCH:
-                    raise failure from error
         else:
             assert failure is not None
             raise failure

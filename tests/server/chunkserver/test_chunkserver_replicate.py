@@ -122,6 +122,22 @@ async def test_a_source_that_is_gone_or_has_nothing_is_named(cluster: Any, autoj
     assert (await cluster.control("c", "Replicate", request)).source_error == Code.UNREACHABLE
 
 
+@pytest.mark.parametrize("why", ["unreachable", "stale", "not there"])
+async def test_a_source_that_fails_is_not_the_only_one(cluster: Any, autojump_clock: Any, why: str) -> None:
+    data = await filled(cluster, 300_000)
+    version = 1
+    if why == "unreachable":
+        cluster.network.disconnect("a", "c")
+    elif why == "stale":
+        await cluster.prepare(HANDLE, 2, hosts="b")
+        version = 2
+    else:
+        await cluster.control("a", "Collect", pb.CollectRequest(handles=[HANDLE]))
+    reply = await replicate(cluster, version, finish=True, others=[cluster.master.by_host["b"]])
+    assert (reply.source_error, reply.length) == (0, len(data))
+    assert await cluster.equal(HANDLE, version, hosts="bc") == data
+
+
 async def test_a_full_disk_ends_the_copy_and_takes_nothing(cluster: Any, autojump_clock: Any) -> None:
     data = await filled(cluster, 900_000)
     disk = cluster.disks["c"]
