@@ -11,7 +11,7 @@ import trio.testing
 from memory_cluster import CHUNK_BYTES, memory_cluster
 from test_memory_fsck import QUIET, fsck
 
-from gfscore.client import ROOT_INODE, Client, Code, FileType, GfsError
+from gfscore.client import ROOT_INODE, AttrChanges, Client, Code, FileType, GfsError
 from gfscore.client.paths import Paths
 from gfscore.env.memory_disk import MemoryDisk
 
@@ -190,6 +190,48 @@ async def test_a_full_disk_of_the_master_refuses_changes_and_nothing_else(
         async with cluster.client("again") as client:
             assert await Paths(client).read("/file") == b"AFTER!"
             assert {entry.name for entry in await Paths(client).list("/")} == {b"file", b"d", b"more"}
+
+
+async def test_a_master_whose_disk_stays_full_serves_on_and_catches_up_when_it_has_room(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Meanwhile a client goes, what is in the trash expires, a primary dies: all of that wants to be recorded."""
+    async with (
+        memory_cluster(server_options=QUIET, lease_seconds=5.0, trash_seconds=20) as cluster,
+        cluster.client() as client,
+    ):
+        paths = Paths(client, 1, 1)
+        for path in ("/open", "/trashed"):
+            await paths.write(path, b"data")
+        directory = (await client.create(ROOT_INODE, b"d", FileType.DIRECTORY, 0o755, 1, 1)).inode
+        _, file = await client.create_file(ROOT_INODE, b"file", 0o644, 1, 1)
+        async with cluster.client("other") as other:
+            await other.create(ROOT_INODE, b"e", FileType.DIRECTORY, 0o755, 1, 1)
+            await other.open((await paths.stat("/open")).inode)
+            for path in ("/open", "/trashed"):
+                await paths.remove(path)
+            await file.write(0, b"before")
+            await file.flush()
+            fill(cluster.disks["master"])
+            await fill_master(client, directory)
+            with pytest.raises(GfsError) as caught:  # what is kept for the more important changes is used up, too
+                for number in range(20_000):
+                    await client.setattr(directory, AttrChanges(mode=0o700 + number % 8))
+            assert caught.value.code is Code.NO_SPACE
+        await cluster.kill("cs1")
+        for _ in range(6):
+            await trio.sleep(10)
+            assert bytes(await file.read(0, 100)) == await paths.read("/file") == b"before"
+        servers = (await client.status())["chunkservers"]
+        assert sorted(server["state"] for server in servers) == ["down", "up", "up"]
+        cluster.disks["master"].capacity += 50_000_000
+        await cluster.start("cs1")
+        await trio.sleep(60)
+        await file.write(6, b" and after")
+        await file.close()
+        assert await paths.read("/file") == b"before and after"
+        assert not (await fsck(client)).problems
+        assert (await client.status())["chunks"]["total"] == 1, "the trash was not swept"
 
 
 async def fill_and_count(client: Client, directory: int, count: int) -> int:

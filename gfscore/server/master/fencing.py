@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _ROUNDS_MAX = 8  # each further one leaves somebody out, or follows a master that died between Prepare and its log
 REPORT_WAIT_SECONDS = 3.0
+_LOGGED_BYTES = 1024  # more than is logged of one new version
 
 
 class Doubt(NamedTuple):
@@ -131,6 +132,8 @@ class Fencing:
         return results
 
     async def _try(self, attempts: list[_Attempt], truncate: int | None, results: dict[int, Fenced]) -> None:
+        # Nobody could read replicas that have a version which is not logged.
+        self._state.need_room(len(attempts) * _LOGGED_BYTES)
         busy = [one.handle for one in attempts if one.handle not in self._servers.busy]
         self._servers.busy.update(busy)
         try:

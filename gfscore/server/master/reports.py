@@ -13,6 +13,7 @@ from gfscore.metadata.chunks import find_chunk, mark_used, raise_version
 from gfscore.metadata.lengths import commit_length
 from gfscore.metadata.transaction import CLOCK, counter
 from gfscore.proto import gfs_pb2 as pb
+from gfscore.server.master.background import put_off_when_full
 from gfscore.server.master.leases import LeaseBook
 from gfscore.server.master.servers import CORRUPT, Servers, ServerState
 from gfscore.server.master.state import MasterState
@@ -34,7 +35,7 @@ class Reports:
         self._env = env
         self._chunk_size = chunk_size
         self._stale_todo: list[int] = []
-        self._first_seen: list[int] = []
+        self._first_seen: set[int] = set()
 
     def heartbeat(self, request: pb.HeartbeatRequest) -> pb.HeartbeatReply:
         """Take in one heartbeat. Raises UNKNOWN_SESSION."""
@@ -43,11 +44,13 @@ class Reports:
             self._judge(server, report)
         if request.power_lost:
             self._servers.uncompared.update(report.handle for report in request.report)
-        self._note_used()
+        with put_off_when_full():
+            self._note_used()
         for report, failed_id in zip(request.failed, request.failed_servers, strict=False):
             self._failed(report, failed_id)
         for report in request.released:
-            self._released(server, report)
+            with put_off_when_full():  # the length stays pending, and whoever asks for it settles it
+                self._released(server, report)
         if request.last_of_first and not server.complete:
             self._servers.first_report_done(server)
         elif request.report:
@@ -75,11 +78,12 @@ class Reports:
         elif version == chunk.version:
             servers.add_replica(handle, server)
             if not chunk.used:
-                self._first_seen.append(handle)
+                self._first_seen.add(handle)
         elif version < chunk.version:
             servers.remove_replica(handle, server.id, version)
         else:
-            self._adopt(server, handle, version)
+            with put_off_when_full():
+                self._adopt(server, handle, version)
 
     def _note_used(self) -> None:
         """Logged: after a restart too, a chunk of which no replica is left is known to be lost, and not unused."""
@@ -96,7 +100,7 @@ class Reports:
             return
         log.warning("event=corrupt_replica chunk=%016x server=%s", handle, server.id)
         self._servers.remove_replica(handle, server.id, CORRUPT)
-        self._first_seen.append(handle)
+        self._first_seen.add(handle)
         lease = self._leases.find(handle)
         if lease is not None and any(member.id == server.id for member in lease.replicas):
             lease.broken = True  # above all when it is the primary: the next grant is another one's

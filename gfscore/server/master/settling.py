@@ -17,6 +17,7 @@ from gfscore.metadata.chunks import find_chunk, unpack_chunk, unpack_segment
 from gfscore.metadata.inodes import PENDING_BIT
 from gfscore.metadata.keys import unpack8
 from gfscore.metadata.tables import CHUNKS, INODES, MAPPING
+from gfscore.server.master.background import put_off_when_full
 from gfscore.server.master.equalizing import Equalizing
 from gfscore.server.master.leases import LeaseBook
 from gfscore.server.master.lengths import Lengths
@@ -61,7 +62,8 @@ class Settling:
                 await self._find_unused()
                 unused_wanted = False
             if not self._lengths.old_leases_possible:
-                await self._compare_chunks()
+                with put_off_when_full():
+                    await self._compare_chunks()
                 await self._settle_chunks()
                 await self._settle_files()
 
@@ -103,9 +105,10 @@ class Settling:
 
     async def _settle_chunk(self, inode: int, handle: int) -> None:
         async with self._at_once:
-            found = await self._equalizing.make_equal([handle], unless_leased=True)
-            if handle in found and not found[handle].servers:
-                await self._give_up(inode, handle)
+            with put_off_when_full():
+                found = await self._equalizing.make_equal([handle], unless_leased=True)
+                if handle in found and not found[handle].servers:
+                    await self._give_up(inode, handle)
 
     def _is_free(self, handle: int) -> bool:
         """Nobody has a lease on it, and nobody is missing who may come back with its replica as it is."""
