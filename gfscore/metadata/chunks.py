@@ -126,6 +126,20 @@ def last_index(t: Tables, inode: int) -> int:
     return segment * SEGMENT_CHUNKS + (len(raw) >> 3) - 1  # the end of a value is never a hole
 
 
+def last_chunks(t: Tables, record: InodeRecord, first: int, used: int) -> list[tuple[int, int]]:
+    """(index, handle), ascending, of the last chunks of a file: from index `first` on, the very last one in any case,
+    but not further back than the `used` last ones that some server has."""
+    found: list[tuple[int, int]] = []
+    for segment, raw in reversed(segments_of(t, record)):
+        for index, handle in reversed(list(enumerate(unpack_segment(raw), segment * SEGMENT_CHUNKS))):
+            if not used or (found and index < first):
+                return found[::-1]
+            if handle:
+                found.append((index, handle))
+                used -= load_chunk(t, handle).used
+    return found[::-1]
+
+
 def _put_handle(tx: Transaction, inode: int, index: int, handle: int) -> None:
     segment, within = divmod(index, SEGMENT_CHUNKS)
     key = segment_key(inode, segment)

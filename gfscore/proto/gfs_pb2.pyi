@@ -2268,6 +2268,7 @@ class HeartbeatRequest(_message.Message):
     REPORT_FIELD_NUMBER: _builtins.int
     FIRST_REPORT_FIELD_NUMBER: _builtins.int
     LAST_OF_FIRST_FIELD_NUMBER: _builtins.int
+    POWER_LOST_FIELD_NUMBER: _builtins.int
     RELEASED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     FAILED_SERVERS_FIELD_NUMBER: _builtins.int
@@ -2284,6 +2285,8 @@ class HeartbeatRequest(_message.Message):
     """this slice belongs to the list that a registration starts with"""
     last_of_first: _builtins.bool
     """and is its last"""
+    power_lost: _builtins.bool
+    """of the first report: the power failed before, and what was not synced may be lost"""
     free_bytes: _builtins.int
     scrub_percent: _builtins.float
     """as in ServerInfoReply"""
@@ -2316,6 +2319,7 @@ class HeartbeatRequest(_message.Message):
         report: _abc.Iterable[Global___ChunkReport] | None = ...,
         first_report: _builtins.bool = ...,
         last_of_first: _builtins.bool = ...,
+        power_lost: _builtins.bool = ...,
         released: _abc.Iterable[Global___ChunkReport] | None = ...,
         failed: _abc.Iterable[Global___ChunkReport] | None = ...,
         failed_servers: _abc.Iterable[_builtins.str] | None = ...,
@@ -2326,7 +2330,7 @@ class HeartbeatRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_count", b"chunk_count", "epoch", b"epoch", "failed", b"failed", "failed_servers", b"failed_servers", "first_report", b"first_report", "free_bytes", b"free_bytes", "last_of_first", b"last_of_first", "released", b"released", "report", b"report", "scrub_bad", b"scrub_bad", "scrub_finished_ns", b"scrub_finished_ns", "scrub_percent", b"scrub_percent", "server_id", b"server_id", "total_bytes", b"total_bytes", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_count", b"chunk_count", "epoch", b"epoch", "failed", b"failed", "failed_servers", b"failed_servers", "first_report", b"first_report", "free_bytes", b"free_bytes", "last_of_first", b"last_of_first", "power_lost", b"power_lost", "released", b"released", "report", b"report", "scrub_bad", b"scrub_bad", "scrub_finished_ns", b"scrub_finished_ns", "scrub_percent", b"scrub_percent", "server_id", b"server_id", "total_bytes", b"total_bytes", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -392,6 +392,57 @@ async def test_a_file_made_while_a_server_had_no_room_gets_its_last_replica_late
         await check_equal(cluster, client, "/f", 3)
 
 
+@pytest.mark.parametrize("given_up_by", ["draining", "a lower goal"])
+async def test_a_replica_that_was_given_up_stays_when_it_has_become_the_last_one(
+    given_up_by: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Its server is down when that is decided, and comes back when those with the other replicas are gone."""
+    async with memory_cluster(chunkservers=3, replication=2) as cluster, cluster.client(caching=False) as client:
+        paths = Paths(client, 1, 1)
+        await paths.write("/f", b"data" * 1000)
+        await trio.sleep(130)  # the lease is given back
+        hosts = sorted(state[0] for state in (await replicas_of(cluster, client, "/f"))[0])
+        ids = {row["address"].partition(":")[0]: row["id"] for row in (await client.status())["chunkservers"]}
+        silent = max(hosts, key=lambda host: ids[host])  # all else being equal, its replica is the surplus one
+        if given_up_by == "draining":
+            await client.operator.drain(ids[silent])
+        await cluster.kill(silent)
+        if given_up_by == "a lower goal":
+            await client.set_policy((await paths.stat("/f")).inode, {"replication": "1"})
+        await trio.sleep(20)
+        for host in cluster.names:
+            if host != silent:
+                await cluster.kill(host)
+        await trio.sleep(60)
+        await cluster.start(silent)
+        await trio.sleep(60)
+        assert await paths.read("/f") == b"data" * 1000
+
+
+@pytest.mark.parametrize("how", ["refused", "silent"])
+@pytest.mark.parametrize("which", [0, 1])
+async def test_a_source_that_the_destination_cannot_copy_from_is_not_taken_again_and_again(
+    which: int, how: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with memory_cluster(chunkservers=4, **QUICK) as cluster, cluster.client(caching=False) as client:
+        await Paths(client, 1, 1).write("/f", b"data" * 1000)
+        await trio.sleep(130)  # the lease is given back
+        hosts = sorted(state[0] for state in (await replicas_of(cluster, client, "/f"))[0])
+        (free,) = set(cluster.names).difference(hosts)
+        await cluster.kill(hosts[2])
+        if how == "refused":
+            cluster.network.disconnect(hosts[which], free)
+        else:
+            cluster.disks[hosts[which]].hang()
+        inode = (await Paths(client).stat("/f")).inode
+        try:
+            with trio.fail_after(120):
+                while free not in str((await client.file_info(inode))["chunks"][0]["replicas"]):
+                    await trio.sleep(1)
+        finally:
+            cluster.disks[hosts[which]].resume()
+
+
 async def test_deleted_files_come_last(autojump_clock: trio.testing.MockClock) -> None:
     """Those in the trash have their replicas made up for when nothing else is left to do [0071]."""
     async with memory_cluster(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import trio
 import trio.testing
@@ -300,3 +302,37 @@ async def test_a_lease_that_is_given_back_says_nothing_of_the_chunks_behind_it(
         await trio.sleep(SETTLED_SECONDS)
         assert (await observer.getattr(attr.inode)).size == size
         await file.close()
+
+
+@pytest.mark.parametrize("seen_by", ["a reader", "a snapshot"])
+async def test_chunks_that_were_granted_ahead_do_not_hide_what_was_acknowledged_before_them(
+    seen_by: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Another writer asked for five chunks behind it, and does not reach any chunkserver."""
+    async with (
+        memory_cluster(server_options=QUIET) as cluster,
+        cluster.client("observer", caching=False) as observer,
+        cluster.client("appender") as appender,
+        cluster.client("writer") as writer,
+    ):
+        attr, file = await appender.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        assert await file.append(b"record") == 0
+        sparse = await writer.open(attr.inode, write=True)
+        for host in cluster.names:
+            cluster.network.disconnect("writer", host)
+
+        async def write() -> None:
+            with contextlib.suppress(GfsError):
+                for index in range(1, 6):
+                    await sparse.write(index * CHUNK_BYTES, b"x")
+                await sparse.flush()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            await trio.sleep(5)
+            path = "/f"
+            if seen_by == "a snapshot":
+                await Paths(observer, 1, 1).snapshot("/f", "/g")
+                path = "/g"
+            assert await Paths(observer).read(path) == b"record"
+            nursery.cancel_scope.cancel()

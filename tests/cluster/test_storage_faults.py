@@ -9,8 +9,9 @@ import pytest
 import trio
 import trio.testing
 from memory_cluster import CHUNK_BYTES, memory_cluster
+from test_memory_fsck import QUIET, fsck
 
-from gfscore.client import ROOT_INODE, Client, Code, FileType, GfsError
+from gfscore.client import ROOT_INODE, AttrChanges, Client, Code, FileType, GfsError
 from gfscore.client.paths import Paths
 from gfscore.env.memory_disk import MemoryDisk
 
@@ -69,6 +70,39 @@ async def test_a_replica_that_lost_its_tail_in_a_power_cut_is_not_made_the_model
                     record = b"record %d;" % number
                     assert data[offset : offset + len(record)] == record
     assert shorter, "no seed lost anything: the test shows nothing"
+
+
+@pytest.mark.parametrize("lost", ["cs1", "cs2", "cs3"])
+@pytest.mark.parametrize("snapshot", [True, False])
+async def test_a_power_cut_of_one_server_takes_nothing_back(
+    autojump_clock: trio.testing.MockClock, lost: str, snapshot: bool
+) -> None:
+    """Nobody writes any more. Without a snapshot what is closed is made equal again; with one, the copy that the next
+    append makes is as good as the best replica."""
+    records = [b"record %02d;" % number for number in range(30)]
+    for seed in range(4):
+        async with memory_cluster(server_options=QUIET) as cluster, cluster.client(caching=False) as client:
+            paths = Paths(client, 1, 1)
+            _, file = await client.create_file(ROOT_INODE, b"log", 0o644, 1, 1)
+            await file.write(0, records[0])
+            await file.fsync()  # so that the replica stays, and only its tail goes
+            for record in records[1:]:
+                await file.append(record)
+            await file.close()
+            await trio.sleep(5)
+            if snapshot:
+                await paths.snapshot("/log", "/copy")
+            await cluster.kill(lost)
+            cluster.disks[lost].crash(random.Random(seed))
+            await cluster.start(lost)
+            if snapshot:
+                await trio.sleep(10)
+                await paths.append("/log", b"more;")
+                assert await paths.read("/log") == b"".join([*records, b"more;"])
+            else:
+                await trio.sleep(130)  # the lease is given back
+                assert not (await fsck(client)).problems
+                assert await paths.read("/log") == b"".join(records)
 
 
 def largest_chunk(disk: MemoryDisk) -> int:
@@ -156,6 +190,48 @@ async def test_a_full_disk_of_the_master_refuses_changes_and_nothing_else(
         async with cluster.client("again") as client:
             assert await Paths(client).read("/file") == b"AFTER!"
             assert {entry.name for entry in await Paths(client).list("/")} == {b"file", b"d", b"more"}
+
+
+async def test_a_master_whose_disk_stays_full_serves_on_and_catches_up_when_it_has_room(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Meanwhile a client goes, what is in the trash expires, a primary dies: all of that wants to be recorded."""
+    async with (
+        memory_cluster(server_options=QUIET, lease_seconds=5.0, trash_seconds=20) as cluster,
+        cluster.client() as client,
+    ):
+        paths = Paths(client, 1, 1)
+        for path in ("/open", "/trashed"):
+            await paths.write(path, b"data")
+        directory = (await client.create(ROOT_INODE, b"d", FileType.DIRECTORY, 0o755, 1, 1)).inode
+        _, file = await client.create_file(ROOT_INODE, b"file", 0o644, 1, 1)
+        async with cluster.client("other") as other:
+            await other.create(ROOT_INODE, b"e", FileType.DIRECTORY, 0o755, 1, 1)
+            await other.open((await paths.stat("/open")).inode)
+            for path in ("/open", "/trashed"):
+                await paths.remove(path)
+            await file.write(0, b"before")
+            await file.flush()
+            fill(cluster.disks["master"])
+            await fill_master(client, directory)
+            with pytest.raises(GfsError) as caught:  # what is kept for the more important changes is used up, too
+                for number in range(20_000):
+                    await client.setattr(directory, AttrChanges(mode=0o700 + number % 8))
+            assert caught.value.code is Code.NO_SPACE
+        await cluster.kill("cs1")
+        for _ in range(6):
+            await trio.sleep(10)
+            assert bytes(await file.read(0, 100)) == await paths.read("/file") == b"before"
+        servers = (await client.status())["chunkservers"]
+        assert sorted(server["state"] for server in servers) == ["down", "up", "up"]
+        cluster.disks["master"].capacity += 50_000_000
+        await cluster.start("cs1")
+        await trio.sleep(60)
+        await file.write(6, b" and after")
+        await file.close()
+        assert await paths.read("/file") == b"before and after"
+        assert not (await fsck(client)).problems
+        assert (await client.status())["chunks"]["total"] == 1, "the trash was not swept"
 
 
 async def fill_and_count(client: Client, directory: int, count: int) -> int:

@@ -13,6 +13,7 @@ from gfscore.metadata.chunks import (
     ChunkRecord,
     add_fresh_chunk,
     find_chunk,
+    last_chunks,
     last_index,
     load_chunk,
     mapping_get,
@@ -55,6 +56,26 @@ def test_members_are_known_until_the_chunk_is_used(state: State, operation: Call
     assert load_chunk(state.tables, handle).members == (7, 300)
     state.run(operation, handle, timed=False)
     assert load_chunk(state.tables, handle).used and load_chunk(state.tables, handle).members == ()
+
+
+def test_the_last_chunks_go_back_to_those_that_are_used(state: State) -> None:
+    f = state.make(b"f")
+
+    def last(first: int, used: int) -> list[int]:
+        found = last_chunks(state.tables, state.record(f), first, used)
+        assert all(handles[index] == handle for index, handle in found)
+        return [index for index, _ in found]
+
+    handles: dict[int, int] = {}
+    assert last(0, 2) == []
+    handles.update({index: add(state, f, index) for index in (0, 1, 3, 127, 128, 400, 401)})
+    state.run(mark_used, [handles[index] for index in (0, 1, 127, 400)], timed=False)
+    assert last(0, 1) == [400, 401]
+    assert last(0, 2) == [127, 128, 400, 401]
+    assert last(0, 3) == [1, 3, 127, 128, 400, 401]
+    assert last(0, 9) == sorted(handles)
+    assert last(128, 9) == [128, 400, 401]
+    assert last(500, 9) == [401]
 
 
 def test_fresh_chunks_fill_holes_and_extend(state: State) -> None:

@@ -68,6 +68,7 @@ class Control:
                         item.handle, item.version, item.new_handle, item.new_version, truncate
                     )
                     answer.version, answer.length = replica.chunk.version, replica.chunk.length
+                    answer.doubt = replica.doubt
                 except GfsError as error:
                     self._answer_error(item.handle, answer, error)
 

@@ -86,6 +86,7 @@ class ReplicaTable:
         self.index: dict[int, tuple[int, int]] = {}  # handle → (version, length when last looked at)
         self.changed: set[int] = set()  # handles to report
         self.corrupt: set[int] = set()  # damaged ones: they take no mutation and no new version
+        self.collecting: set[int] = set()  # on their way to be deleted: not reported, and no copy is made over them
         self.missing: set[int] = set()  # whose files disappeared, until the master has heard it
         self._io = io
         self._beat_soon = beat_soon
@@ -128,6 +129,16 @@ class ReplicaTable:
             if known is None:
                 replica.doubt = POWER_LOST if self.store.power_was_lost else RESTARTED
         return replica
+
+    async def _locked(self, handle: int) -> Replica:
+        """The replica, with its lock taken. While that was waited for, a copy may have taken the place of the one that
+        was here. Raises GfsError(UNKNOWN_CHUNK)."""
+        while True:
+            replica = await self.get(handle)
+            await replica.take_lock()
+            if self._loaded.get(handle) is replica:
+                return replica
+            replica.lock.release()
 
     async def for_grant(self, grant: VerifiedGrant) -> Replica:
         """The replica a grant is for, created empty when the grant is fresh. Raises GfsError."""
@@ -174,8 +185,7 @@ class ReplicaTable:
         """
         if handle not in self.index:
             self.revoke_unseen(handle)
-        replica = await self.get(handle)
-        await replica.take_lock()
+        replica = await self._locked(handle)
         try:
             chunk = replica.chunk
             has_version = chunk.version
@@ -205,8 +215,7 @@ class ReplicaTable:
             if replica.chunk.version != new_version:
                 raise GfsError(Code.STALE_VERSION, f"chunk {new_handle:016x} has version {replica.chunk.version} here")
             return replica
-        source = await self.get(handle)
-        await source.take_lock()
+        source = await self._locked(handle)
         try:
             if source.chunk.version != version:
                 raise GfsError(Code.STALE_VERSION, f"chunk {handle:016x} has version {source.chunk.version} here")
@@ -230,9 +239,7 @@ class ReplicaTable:
         is a good replica of this version or a later one by now.
         """
         handle = copy.handle
-        before = await self.get(handle) if handle in self.index else None
-        if before is not None:
-            await before.take_lock()
+        before = await self._locked(handle) if handle in self.index else None
         try:
             here = self.version_here(handle)
             if here is not None and here >= version:
@@ -245,7 +252,9 @@ class ReplicaTable:
             self._loaded.pop(handle, None)
             self.index[handle] = (version, chunk.length)
             self.changed.add(handle)
-            self._add(handle, chunk, SerialGate(closed=True)).changed_beat = self.beat
+            made = self._add(handle, chunk, SerialGate(closed=True))
+            made.changed_beat = self.beat
+            made.doubt = RESTARTED  # what its source lacks, it lacks
         finally:
             if before is not None:
                 before.lock.release()
@@ -259,8 +268,7 @@ class ReplicaTable:
         """
         if handle not in self.index:
             return
-        replica = await self.get(handle)
-        await replica.take_lock()
+        replica = await self._locked(handle)
         try:
             if unless_changed_since is not None and replica.changed_beat >= unless_changed_since:
                 return

@@ -62,6 +62,9 @@ class Replication:
             raise GfsError(Code.UNKNOWN_SESSION, f"epoch {request.epoch} is not the epoch of this server's session")
         if handle in self._busy:
             raise GfsError(Code.BUSY, f"chunk {handle:016x} is being copied already")
+        if handle in node.replicas.collecting:
+            # What is here is no replica any more, and what came now might go with it.
+            raise GfsError(Code.BUSY, f"chunk {handle:016x} is being deleted here")
         if node.replicas.version_here(handle) == request.version:
             replica = await node.replicas.get(handle)  # the answer to an earlier request was lost
             return pb.ReplicateReply(length=replica.chunk.length)
@@ -106,8 +109,6 @@ class Replication:
                 break
             except SourceFailed as error:
                 failure = failure or error
-                if error.error.code is not Code.CHECKSUM_MISMATCH:
-                    raise failure from error
         else:
             assert failure is not None
             raise failure

@@ -38,7 +38,6 @@ class MasterSession:
         self._first: list[int] | None = None  # handles of the first report that are still to be sent
         self._rolling: list[int] = []
         self._released: dict[int, pb.ChunkReport] = {}
-        self._collecting: set[int] = set()  # on the way to be deleted: no longer to be believed in
         self._lost = False
 
     async def run(self) -> None:
@@ -165,7 +164,7 @@ class MasterSession:
             node.beat_soon()
         if reply.collect:
             # From here on: the next heartbeat must not name again what the master has just taken off its list.
-            self._collecting.update(reply.collect)
+            table.collecting.update(reply.collect)
             self._nursery.start_soon(self._collect, list(reply.collect), beat)
 
     def _choose(self, request: pb.HeartbeatRequest) -> list[int]:
@@ -174,6 +173,7 @@ class MasterSession:
         if self._first is not None:
             chosen = self._first[: self._slice]
             request.first_report = True
+            request.power_lost = self._node.store.power_was_lost
             request.last_of_first = len(chosen) == len(self._first)
         else:
             # Damaged ones again and again: the master hears nothing of a chunk that it is busy with.
@@ -186,7 +186,7 @@ class MasterSession:
                 del self._rolling[-count:]
         for handle in chosen:
             report = table.report(handle)
-            if report is not None and handle not in self._collecting:
+            if report is not None and handle not in table.collecting:
                 request.report.append(report)
         return chosen
 
@@ -208,7 +208,7 @@ class MasterSession:
                 await self._node.replicas.collect(handle, unless_changed_since=beat)
             except GfsError as error:
                 log.warning("event=collect_failed chunk=%016x error=%r", handle, str(error))
-            self._collecting.discard(handle)
+            self._node.replicas.collecting.discard(handle)
         log.info("event=collected chunks=%d", len(handles))
 
     # ------------------------------------------------------------ the log

@@ -38,17 +38,20 @@ class Equalizing:
         self._defaults = defaults
         self._at_once = trio.CapacityLimiter(_AT_ONCE_MAX)
 
-    async def make_equal(self, handles: Collection[int], *, unless_leased: bool = False) -> dict[int, Fenced]:
+    async def make_equal(
+        self, handles: Collection[int], *, unless_leased: bool = False, tries: int = _TRIES
+    ) -> dict[int, Fenced]:
         """A new version of each chunk, with equal contents everywhere; all leases on them are over.
 
         In the result `servers` is empty where no replica answered, and `equal` says whether it worked. `unless_leased`:
-        chunks on which somebody has got a lease meanwhile are left alone, and not in the result.
+        chunks on which somebody has got a lease meanwhile are left alone, and not in the result. `tries`: with one,
+        nobody is left out who answers.
         """
         results: dict[int, Fenced] = {}
         failed: set[str] = set()
         async with self._fencing.exclusive(handles):
             todo = [handle for handle in handles if not (unless_leased and self._leases.find(handle) is not None)]
-            for _ in range(_TRIES):
+            for _ in range(tries):
                 results.update(await self._fencing.fence_held(todo, exclude=failed))
                 todo = [handle for handle in todo if results[handle].servers and not results[handle].equal]
                 async with trio.open_nursery() as nursery:

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _ROUNDS_MAX = 8  # each further one leaves somebody out, or follows a master that died between Prepare and its log
 REPORT_WAIT_SECONDS = 3.0
+_LOGGED_BYTES = 1024  # more than is logged of one new version
 
 
 class Doubt(NamedTuple):
@@ -131,6 +132,8 @@ class Fencing:
         return results
 
     async def _try(self, attempts: list[_Attempt], truncate: int | None, results: dict[int, Fenced]) -> None:
+        # Nobody could read replicas that have a version which is not logged.
+        self._state.need_room(len(attempts) * _LOGGED_BYTES)
         busy = [one.handle for one in attempts if one.handle not in self._servers.busy]
         self._servers.busy.update(busy)
         try:
@@ -279,10 +282,11 @@ class Fencing:
             assert made == new_handle, "the reserved handle was not used"
             self._state.commit(tx)
             self._servers.set_replicas(new_handle, copied)
-            if handle in self._leases.unclean:
+            doubts = {answer.server.id: Doubt(answer.doubt, -answer.length) for answer in given if answer.doubt}
+            if doubts or handle in self._leases.unclean:
                 self._leases.leave(new_handle, inode)
             if len(copied) == len(servers):
-                return new_handle, Fenced(1, copied, max(answer.length for answer in given))
+                return new_handle, Fenced(1, copied, max(answer.length for answer in given), doubts=doubts)
             # Who did not answer may have made a copy all the same: it must not pass for one of these.
             fenced = (await self.fence([new_handle]))[new_handle]
             if not fenced.servers:

@@ -19,9 +19,9 @@ from gfscore.metadata.chunks import (
     find_chunk,
     handle_at,
     index_of,
+    last_chunks,
     last_index,
     load_chunk,
-    mapping_get,
 )
 from gfscore.metadata.inodes import InodeRecord, load_file
 from gfscore.metadata.lengths import commit_length
@@ -42,7 +42,7 @@ from gfscore.server.master.state import MasterState
 log = logging.getLogger(__name__)
 
 _DRIFT = 1.05
-_TAIL_CHUNKS = 4
+_TAIL_CHUNKS = 4  # of which some server has a replica
 
 
 @dataclass(slots=True)
@@ -251,15 +251,10 @@ class Lengths:
         return _Open(inode, self.tail(record), self._leases.of_inode(inode))
 
     def tail(self, record: InodeRecord) -> list[tuple[int, int]]:
-        """(index, handle) of the chunks in which a file with a pending length may end. More than one, because a writer
-        asks for its next chunk ahead of time."""
-        tables = self._state.tables
-        last = last_index(tables, record.inode)
-        first = max(last - _TAIL_CHUNKS + 1, record.size // self._chunk_size, 0)
-        if last >= 0 and first > last:
-            first = last
-        handles = mapping_get(tables, record.inode, first, max(0, last - first + 1))
-        return [(index, handle) for index, handle in enumerate(handles, first) if handle]
+        """(index, handle) of the chunks in which a file with a pending length may end. More than one, because writers
+        ask for chunks ahead of time; those that no server has yet may be any number, and what was acknowledged is
+        before them."""
+        return last_chunks(self._state.tables, record, record.size // self._chunk_size, _TAIL_CHUNKS)
 
     async def _unused(self, files: list[_Open], lengths: dict[int, Length], silent: set[ServerState]) -> list[_Place]:
         """Fresh chunks that their primary has never seen; since the revocation it will not take their grants."""

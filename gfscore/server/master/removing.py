@@ -20,6 +20,7 @@ from gfscore.metadata.policies import Policy
 from gfscore.metadata.transaction import Transaction
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.rpc.transport import CallContext
+from gfscore.server.master.background import put_off_when_full
 from gfscore.server.master.calls import Calls
 from gfscore.server.master.convert import attr_of
 from gfscore.server.master.leases import LeaseBook
@@ -234,14 +235,18 @@ class Removing:
         return pb.Empty()
 
     def drop_orphans(self, inodes: list[int] | None = None) -> None:
-        """Delete the orphans (all, or those of `inodes`) that no session holds, unless one may still come back."""
+        """Delete the orphans (all, or those of `inodes`) that no session holds, unless one may still come back.
+
+        Called for all now and then: what there is no room for now goes another time.
+        """
         if self._sessions.awaiting:
             return
         held = self._sessions.held
-        for inode in list(remove.orphans(self._state.tables)) if inodes is None else inodes:
-            if not held(inode):
-                tx = self._state.begin()
-                freed = remove.release_orphan(tx, inode)
-                if tx.batch:
-                    self._state.commit(tx)
-                    self.gone(inode, freed)
+        with put_off_when_full():
+            for inode in list(remove.orphans(self._state.tables)) if inodes is None else inodes:
+                if not held(inode):
+                    tx = self._state.begin()
+                    freed = remove.release_orphan(tx, inode)
+                    if tx.batch:
+                        self._state.commit(tx)
+                        self.gone(inode, freed)

@@ -55,7 +55,7 @@ class Repair:
         self._at_work: set[int] = set()
         self._moving: set[int] = set()  # of those, what is moved only to balance disks
         self._dropping = 0
-        self._tries: dict[int, tuple[int, list[str]]] = {}  # handle → failures in a row, destinations that failed
+        self._tries: dict[int, tuple[int, list[str]]] = {}  # handle → failures in a row, servers that failed
         self._scan_wanted = True
         self._plan: Plan | None = None
         self._hopeless: list[tuple[int, int]] = []
@@ -147,13 +147,14 @@ class Repair:
         if not sources or not others:
             self._hopeless.append((handle, level))
             return False
+        failed = self._tries.get(handle, (0, []))[1]
         up = [server for server in sources if self._servers.is_up(server)]
-        source_id = self._slots.source([server.id for server in up or sources])
+        fit = [server for server in up if server.id not in failed]
+        source_id = self._slots.source([server.id for server in fit or up or sources])
         free = [server for server in others if self._slots.takes(server.id)]
         if source_id is None or not free:
             return False
         existing = [s for s in good if self._servers.counts(s) and s.id not in self._servers.draining]
-        failed = self._tries.get(handle, (0, []))[1]
         try:
             chosen = choose_servers(
                 [server.load for server in [*existing, *free]], 1, random=self._env.random,
@@ -188,6 +189,8 @@ class Repair:
                 handle, source.id, destination.id, error.code.name, str(error),
             )  # fmt: skip
             failures, failed = self._tries.get(handle, (0, []))
+            if isinstance(error, SourceFailed) or error.code is Code.UNREACHABLE:  # it may have waited for its source
+                failed = [*failed, source.id]
             if not isinstance(error, SourceFailed) and error.code is not Code.STALE_VERSION:
                 failed = [*failed, destination.id]
             self._tries[handle] = (failures + 1, failed)

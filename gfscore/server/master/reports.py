@@ -14,6 +14,7 @@ from gfscore.metadata.inodes import load_file
 from gfscore.metadata.lengths import commit_length
 from gfscore.metadata.transaction import CLOCK, counter
 from gfscore.proto import gfs_pb2 as pb
+from gfscore.server.master.background import put_off_when_full
 from gfscore.server.master.leases import LeaseBook
 from gfscore.server.master.servers import CORRUPT, Servers, ServerState
 from gfscore.server.master.state import MasterState
@@ -35,18 +36,22 @@ class Reports:
         self._env = env
         self._chunk_size = chunk_size
         self._stale_todo: list[int] = []
-        self._first_seen: list[int] = []
+        self._first_seen: set[int] = set()
 
     def heartbeat(self, request: pb.HeartbeatRequest) -> pb.HeartbeatReply:
         """Take in one heartbeat. Raises UNKNOWN_SESSION."""
         server = self._servers.of_heartbeat(request)
         for report in request.report:
             self._judge(server, report)
-        self._note_used()
+        if request.power_lost:
+            self._servers.uncompared.update(report.handle for report in request.report)
+        with put_off_when_full():
+            self._note_used()
         for report, failed_id in zip(request.failed, request.failed_servers, strict=False):
             self._failed(report, failed_id)
         for report in request.released:
-            self._released(server, report)
+            with put_off_when_full():  # the length stays pending, and whoever asks for it settles it
+                self._released(server, report)
         if request.last_of_first and not server.complete:
             self._servers.first_report_done(server)
         elif request.report:
@@ -59,8 +64,12 @@ class Reports:
     def _judge(self, server: ServerState, report: pb.ChunkReport) -> None:
         handle, version = report.handle, report.version
         servers = self._servers
-        if handle in servers.busy or handle in server.collect:
+        if handle in servers.busy:
             return
+        if handle in server.collect:
+            if self._may_go(handle, server.id):
+                return
+            server.collect.discard(handle)
         chunk = find_chunk(self._state.tables, handle)
         if chunk is None:
             if len(server.unknown) < _UNKNOWN_MAX:
@@ -70,11 +79,12 @@ class Reports:
         elif version == chunk.version:
             servers.add_replica(handle, server)
             if not chunk.used:
-                self._first_seen.append(handle)
+                self._first_seen.add(handle)
         elif version < chunk.version:
             servers.remove_replica(handle, server.id, version)
         else:
-            self._adopt(server, handle, version)
+            with put_off_when_full():
+                self._adopt(server, handle, version)
 
     def _note_used(self) -> None:
         """Logged: after a restart too, a chunk of which no replica is left is known to be lost, and not unused."""
@@ -91,7 +101,7 @@ class Reports:
             return
         log.warning("event=corrupt_replica chunk=%016x server=%s", handle, server.id)
         self._servers.remove_replica(handle, server.id, CORRUPT)
-        self._first_seen.append(handle)
+        self._first_seen.add(handle)
         lease = self._leases.find(handle)
         if lease is not None and any(member.id == server.id for member in lease.replicas):
             lease.broken = True  # above all when it is the primary: the next grant is another one's
@@ -141,7 +151,8 @@ class Reports:
 
     def _collectable(self, server: ServerState) -> list[int]:
         """What `server` may delete now."""
-        found = [server.collect.pop() for _ in range(min(len(server.collect), _COLLECT_MAX))]
+        decided = [server.collect.pop() for _ in range(min(len(server.collect), _COLLECT_MAX))]
+        found = [handle for handle in decided if self._may_go(handle, server.id)]
         if not (server.complete and self._servers.heard_all):
             return found
         clock = counter(self._state.tables, CLOCK)
@@ -152,6 +163,18 @@ class Reports:
             elif handle not in self._servers.busy and find_chunk(self._state.tables, handle) is None:
                 found.append(handle)
         return found
+
+    def _may_go(self, handle: int, server_id: str) -> bool:
+        """Whether a replica is not needed now: the chunk is gone, or enough others are on servers heard of just now.
+
+        Asked when it is deleted, and not when that is decided: its server may have been away for weeks in between,
+        and the others lost (rule 2).
+        """
+        chunk = find_chunk(self._state.tables, handle)
+        if chunk is None:
+            return True
+        others = [server for server in self._servers.replicas(handle) if server.id != server_id]
+        return sum(map(self._servers.is_up, others)) >= chunk.goal
 
     def collect_stale(self) -> None:
         """Have stale replicas deleted where enough current ones are up (rule 2). Called now and then, for a slice."""
@@ -172,8 +195,7 @@ class Reports:
                 continue
             if handle in servers.busy:
                 continue
-            good = [server for server in servers.replicas(handle) if not server.gone]
-            if len(good) < chunk.goal:
+            if sum(map(servers.is_up, servers.replicas(handle))) < chunk.goal:
                 continue
             for server_id in stale:
                 current = servers.by_id.get(server_id)

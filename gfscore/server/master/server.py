@@ -14,6 +14,7 @@ from gfscore.proto import gfs_pb2 as pb
 from gfscore.rpc.transport import CallContext, Handler
 from gfscore.server.master.admin import Admin
 from gfscore.server.master.attributes import Attributes
+from gfscore.server.master.background import put_off_when_full
 from gfscore.server.master.calls import Calls
 from gfscore.server.master.chunk_calls import ChunkCalls
 from gfscore.server.master.clients import Clients
@@ -176,7 +177,8 @@ class Master:
         """Until cancelled: reclaim deleted files whose time is over."""
         while True:
             await self._env.clock.sleep(self._config.heartbeat_seconds)
-            await self._trash.sweep()
+            with put_off_when_full():
+                await self._trash.sweep()
 
     async def aclose(self) -> None:
         await self._servers.aclose()

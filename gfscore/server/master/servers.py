@@ -64,7 +64,7 @@ class ServerState:
         self.chunk_count = 0
         self.scrub = (0.0, 0, 0)  # percent of the pass under way, end of the last (ns since the epoch), bad ones found
         self.total_bytes = self.used_bytes = self.free_bytes = 0
-        self.collect: set[int] = set()  # freed chunks that it has to delete
+        self.collect: set[int] = set()  # what it has to delete: freed chunks, and replicas that are not needed
         self.unknown: set[int] = set()  # reported chunks that the state does not have
 
 
@@ -77,6 +77,7 @@ class Servers:
         self.stale: dict[int, dict[str, int]] = {}  # handle → server → another version; -1 corrupt
         self.dirty: set[int] = set()  # chunks whose replicas have changed since repair last looked at them
         self.waited_for: set[int] = set()  # chunks that a client has just asked for in vain
+        self.uncompared: set[int] = set()  # chunks with a replica where the power failed: it may lack what others have
         self.generation = 0  # grows when what `replicas` says of unchanged locations may be something else
         self.draining: set[str] = set()
         self.busy: set[int] = set()  # chunks whose version or existence is being changed: reports say nothing yet

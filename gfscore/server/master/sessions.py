@@ -20,6 +20,7 @@ from gfscore.metadata.requests import forget_client
 from gfscore.metadata.tables import COUNTERS
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.rpc.transport import CallContext, Channel
+from gfscore.server.master.background import put_off_when_full
 from gfscore.server.master.state import MasterState
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Sessions:
         self._nursery = nursery
         self._by_id: dict[int, Session] = {}
         self._by_channel: dict[Channel, Session] = {}
+        self._ended: set[int] = set()  # clients whose requests are still to be forgotten
         self._watchers: dict[int, Session | tuple[Session, ...]] = {}  # one session, or several: most have one
         # Clients of before a restart, until they say hello; their requests are remembered so long.
         now = env.clock.boottime()
@@ -160,14 +162,18 @@ class Sessions:
         for session in [s for s in self._by_id.values() if s.channel is None and s.heard < before]:
             del self._by_id[session.client_id]
             self._forget_all(session)
-            self._forget_requests(session.client_id)
+            self._ended.add(session.client_id)
             log.info("event=client_expired client=%d name=%r", session.client_id, session.name)
             self.on_expired(session)
         if self._awaited:
             now = before + self._seconds
             for client_id in [c for c, until in self._awaited.items() if until < now]:
                 del self._awaited[client_id]
+                self._ended.add(client_id)
+        with put_off_when_full():
+            for client_id in list(self._ended):
                 self._forget_requests(client_id)
+                self._ended.discard(client_id)
 
     def _forget_requests(self, client_id: int) -> None:
         tx = self._state.begin()

@@ -1,7 +1,8 @@
 """Looks after what nobody asks for: files whose writers are gone, and chunks that an ended lease left unclean.
 
 Whoever wants to know a length or to write gets it settled at once, by `lengths` and `leasing`. Without this, what
-nobody wants for a month would differ between its replicas for a month.
+nobody wants for a month would differ between its replicas for a month. And where the power of a server failed, its
+replicas are compared with the others, as they may lack what was acknowledged and not synced.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from gfscore.metadata.chunks import find_chunk, unpack_chunk, unpack_segment
 from gfscore.metadata.inodes import PENDING_BIT
 from gfscore.metadata.keys import unpack8
 from gfscore.metadata.tables import CHUNKS, INODES, MAPPING
+from gfscore.server.master.background import put_off_when_full
 from gfscore.server.master.equalizing import Equalizing
 from gfscore.server.master.leases import LeaseBook
 from gfscore.server.master.lengths import Lengths
@@ -26,6 +28,7 @@ from gfscore.server.master.state import MasterState
 log = logging.getLogger(__name__)
 
 _IN_ONE_GO = 64  # chunks
+_COMPARED_IN_ONE_GO = 256  # chunks
 _AT_ONCE_MAX = 8
 _RETRY_SECONDS = 10.0
 
@@ -46,6 +49,8 @@ class Settling:
         self._due: dict[int, float] = {}  # handle → boottime
         self._at_once = trio.CapacityLimiter(_AT_ONCE_MAX)
         self._files_due: dict[int, float] = {}  # inode → boottime
+        self._compare: list[int] = []  # handles, those last that are next
+        self._compare_at = 0.0  # boottime of the next look at all that were not compared
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -57,6 +62,8 @@ class Settling:
                 await self._find_unused()
                 unused_wanted = False
             if not self._lengths.old_leases_possible:
+                with put_off_when_full():
+                    await self._compare_chunks()
                 await self._settle_chunks()
                 await self._settle_files()
 
@@ -98,9 +105,10 @@ class Settling:
 
     async def _settle_chunk(self, inode: int, handle: int) -> None:
         async with self._at_once:
-            found = await self._equalizing.make_equal([handle], unless_leased=True)
-            if handle in found and not found[handle].servers:
-                await self._give_up(inode, handle)
+            with put_off_when_full():
+                found = await self._equalizing.make_equal([handle], unless_leased=True)
+                if handle in found and not found[handle].servers:
+                    await self._give_up(inode, handle)
 
     def _is_free(self, handle: int) -> bool:
         """Nobody has a lease on it, and nobody is missing who may come back with its replica as it is."""
@@ -115,6 +123,28 @@ class Settling:
         except GfsError as error:
             if error.code is not Code.STALE_INODE:
                 log.info("event=chunk_not_settled chunk=%016x error=%r", handle, str(error))
+
+    async def _compare_chunks(self) -> None:
+        """A slice of the chunks of servers whose power failed: where replicas differ, they are made equal to the best.
+
+        Only while all of them answer. A new version without the one that lost nothing would make the loss the truth.
+        """
+        servers, now = self._servers, self._env.clock.boottime()
+        if not self._compare and servers.uncompared and now >= self._compare_at:
+            self._compare = sorted(servers.uncompared)  # the newest chunks first: most of the others were synced
+            self._compare_at = now + _RETRY_SECONDS
+        some = [handle for handle in self._compare[-_COMPARED_IN_ONE_GO:] if self._is_comparable(handle)]
+        del self._compare[-_COMPARED_IN_ONE_GO:]
+        differing = await self._equalizing.doubtful(some)
+        servers.uncompared.difference_update(set(some).difference(differing))
+        differing = [handle for handle in differing if self._is_comparable(handle)]  # somebody may not have answered
+        found = await self._equalizing.make_equal(differing, unless_leased=True, tries=1)
+        servers.uncompared.difference_update([handle for handle, fenced in found.items() if fenced.equal])
+
+    def _is_comparable(self, handle: int) -> bool:
+        servers = self._servers
+        known = servers.replicas(handle)
+        return servers.heard_all and self._leases.find(handle) is None and all(map(servers.is_up, known))
 
     async def _settle_files(self) -> None:
         now = self._env.clock.boottime()

@@ -81,15 +81,20 @@ class MasterState:
         version = self._next_version = max(self._next_version, above + 1)
         self._next_version += 1
         if version > self._versions_reserved:
-            self._versions_reserved = version + _VERSIONS_AT_ONCE
+            reserved = version + _VERSIONS_AT_ONCE
             tx = self.begin()
-            tx.put(COUNTERS, _VERSIONS, pack8(self._versions_reserved))
+            tx.put(COUNTERS, _VERSIONS, pack8(reserved))
             self.commit(tx)
+            self._versions_reserved = reserved
         if version > self._versions_durable:
             reserved = self._versions_reserved
             await self.flushed()
             self._versions_durable = max(self._versions_durable, reserved)
         return version
+
+    def need_room(self, size: int) -> None:
+        """For who has to do something that cannot be undone before `size` bytes are logged. Raises NO_SPACE."""
+        self._need_room(size, [])
 
     def _need_room(self, size: int, batch: Batch) -> None:
         """Half of what the log keeps ahead is for what must go on when the disk is full: removing, leases, sessions."""

@@ -13,6 +13,7 @@ from gfscore.checksum import crc32c
 from gfscore.env.memory import memory_env
 from gfscore.errors import Code, GfsError
 from gfscore.proto import gfs_pb2 as pb
+from gfscore.replica.reconcile import NO_DOUBT, POWER_LOST, RESTARTED
 from gfscore.server.chunkserver import ChunkserverConfig, run_chunkserver
 
 CHUNK_SIZE = 1 << 20
@@ -273,6 +274,20 @@ async def test_clones_are_independent_and_reported(autojump_clock: Any, cluster:
     assert await cluster.equal(5) == b"shared"
     await trio.sleep(2)
     assert 6 in cluster.master.reported(cluster.id("c"))
+
+
+async def test_a_clone_is_as_doubtful_as_what_it_was_made_of(autojump_clock: Any, cluster: Any) -> None:
+    await cluster.write(cluster.grant(5), [(0, b"synced")], sync=True)
+    doubts = []
+    for number, power_fails in enumerate((None, False, True)):
+        if power_fails is not None:
+            await cluster.kill_server("b")
+            if power_fails:
+                cluster.disks["b"].crash(Random(1))
+            await cluster.start_server("b")
+        item = pb.CloneRequest.Item(handle=5, version=1, new_handle=6 + number, new_version=1)
+        doubts.append((await cluster.control("b", "Clone", pb.CloneRequest(items=[item]))).items[0].doubt)
+    assert doubts == [NO_DOUBT, RESTARTED, POWER_LOST]
 
 
 async def test_what_the_master_does_not_know_is_collected_unless_it_changed_since(

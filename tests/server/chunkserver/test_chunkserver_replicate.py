@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -121,6 +122,22 @@ async def test_a_source_that_is_gone_or_has_nothing_is_named(cluster: Any, autoj
     assert (await cluster.control("c", "Replicate", request)).source_error == Code.UNREACHABLE
 
 
+@pytest.mark.parametrize("why", ["unreachable", "stale", "not there"])
+async def test_a_source_that_fails_is_not_the_only_one(cluster: Any, autojump_clock: Any, why: str) -> None:
+    data = await filled(cluster, 300_000)
+    version = 1
+    if why == "unreachable":
+        cluster.network.disconnect("a", "c")
+    elif why == "stale":
+        await cluster.prepare(HANDLE, 2, hosts="b")
+        version = 2
+    else:
+        await cluster.control("a", "Collect", pb.CollectRequest(handles=[HANDLE]))
+    reply = await replicate(cluster, version, finish=True, others=[cluster.master.by_host["b"]])
+    assert (reply.source_error, reply.length) == (0, len(data))
+    assert await cluster.equal(HANDLE, version, hosts="bc") == data
+
+
 async def test_a_full_disk_ends_the_copy_and_takes_nothing(cluster: Any, autojump_clock: Any) -> None:
     data = await filled(cluster, 900_000)
     disk = cluster.disks["c"]
@@ -140,3 +157,36 @@ async def test_a_limited_copy_takes_its_time(cluster: Any, autojump_clock: Any) 
     began = trio.current_time()
     await replicate(cluster, finish=True, bytes_per_second=100_000)
     assert 8 <= trio.current_time() - began < 12
+
+
+async def test_a_replica_that_is_being_deleted_is_not_taken_for_the_copy(cluster: Any, autojump_clock: Any) -> None:
+    """Its disk is slow: the master believed in a second replica, and could have the other one deleted then."""
+    data = await filled(cluster, 100_000)
+    await replicate(cluster, finish=True)
+    cluster.disk_time["c"].seconds = 5.0
+    cluster.master.collect[cluster.id("c")] = [HANDLE]
+    await trio.sleep(2)
+    with pytest.raises(GfsError) as caught:
+        await replicate(cluster, finish=True)
+    assert caught.value.code is Code.BUSY
+    await trio.sleep(10)
+    cluster.disk_time["c"].seconds = 0.0
+    assert (await replicate(cluster, finish=True)).copied_bytes == len(data)
+    assert await cluster.equal(HANDLE, hosts="abc") == data
+
+
+async def test_a_wish_to_delete_the_older_replica_spares_the_copy_that_takes_its_place(
+    cluster: Any, autojump_clock: Any
+) -> None:
+    grant = cluster.grant(HANDLE)
+    await cluster.write(grant, [(0, b"on all three")])
+    await cluster.prepare(HANDLE, 2, hosts="ab")
+    await replicate(cluster, 2)
+    cluster.disk_time["c"].seconds = 3.0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(replicate, cluster, 2, finish=True))
+        await trio.sleep(7)  # the copy is being put in place
+        cluster.master.collect[cluster.id("c")] = [HANDLE]
+    await trio.sleep(10)
+    cluster.disk_time["c"].seconds = 0.0
+    assert await cluster.equal(HANDLE, 2, hosts="abc") == b"on all three"

@@ -37,6 +37,7 @@ class TwinServer:
         self.leases: dict[int, int] = {}  # handles of which this is the primary → length there
         self.epoch = 0
         self.incarnation = 1
+        self.doubt = 0  # of all its replicas
         self.collected: list[int] = []
         self.asked: list[str] = []
         self.before: Callable[[str], Awaitable[None]] | None = None  # called before each answer
@@ -119,7 +120,7 @@ class TwinServer:
                 continue
             length = min(length, item.truncate) if item.HasField("truncate") else length
             self.replicas[item.new_handle] = (item.new_version, length)
-            reply.items.add(version=item.new_version, length=length)
+            reply.items.add(version=item.new_version, length=length, doubt=self.doubt)
         return reply
 
     async def _revoke(self, request: pb.RevokeRequest, context: Any) -> pb.RevokeReply:

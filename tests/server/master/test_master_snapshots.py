@@ -82,6 +82,21 @@ async def test_the_first_write_after_it_copies_the_chunk(world: Any, autojump_cl
     assert all(server.collected == [body.handle] for server in servers.values())
 
 
+@pytest.mark.parametrize("doubting", ["a", "b", "c"])
+async def test_the_copies_are_made_equal_to_one_that_has_everything(
+    world: Any, autojump_clock: Any, doubting: str
+) -> None:
+    servers = await world.three_servers()
+    client = await world.client("c1")
+    directory, _ = await _open_file(world, client, 100)
+    source = (await client.lookup(b"f", parent=directory)).attr.inode
+    await client.change("Snapshot", pb.SnapshotRequest(source=source, new_parent=1, new_name=b"s"))
+    for name, server in servers.items():
+        server.doubt = 2 * (name == doubting)
+    _, new = await client.lease(source, last=True)
+    assert len(new.replicas) == 3 and new.replicas[-1].id == doubting
+
+
 async def test_a_silent_primary_is_fenced_before_the_snapshot(world: Any, autojump_clock: Any) -> None:
     servers = await world.three_servers()
     client = await world.client("c1")
