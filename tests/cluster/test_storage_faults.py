@@ -201,7 +201,7 @@ async def test_a_master_whose_disk_stays_full_serves_on_and_catches_up_when_it_h
         cluster.client() as client,
     ):
         paths = Paths(client, 1, 1)
-        for path in ("/open", "/trashed"):
+        for path in ("/open", "/trashed", "/late"):
             await paths.write(path, b"data")
         directory = (await client.create(ROOT_INODE, b"d", FileType.DIRECTORY, 0o755, 1, 1)).inode
         _, file = await client.create_file(ROOT_INODE, b"file", 0o644, 1, 1)
@@ -214,9 +214,14 @@ async def test_a_master_whose_disk_stays_full_serves_on_and_catches_up_when_it_h
             await file.flush()
             fill(cluster.disks["master"])
             await fill_master(client, directory)
-            with pytest.raises(GfsError) as caught:  # what is kept for the more important changes is used up, too
+            with pytest.raises(GfsError) as caught:
                 for number in range(20_000):
                     await client.setattr(directory, AttrChanges(mode=0o700 + number % 8))
+            assert caught.value.code is Code.NO_SPACE
+            await paths.remove("/late")
+            with pytest.raises(GfsError) as caught:  # what is kept for removing is used up, too
+                for number in range(20_000):
+                    await client.rename(ROOT_INODE, b"de"[number % 2 :][:1], ROOT_INODE, b"ed"[number % 2 :][:1])
             assert caught.value.code is Code.NO_SPACE
         await cluster.kill("cs1")
         for _ in range(6):

@@ -14,7 +14,7 @@ import trio
 from gfscore.env import Env
 from gfscore.errors import Code, GfsError
 from gfscore.metadata.keys import pack8, unpack8
-from gfscore.metadata.tables import COUNTERS, ENTRIES, MAPPING, POLICIES, SYMLINKS, XATTRS, LayeredTables
+from gfscore.metadata.tables import COUNTERS, ENTRIES, INODES, MAPPING, POLICIES, SYMLINKS, XATTRS, LayeredTables
 from gfscore.metadata.transaction import Transaction, bootstrap
 from gfscore.server.master.config import MasterConfig
 from gfscore.storage.batch_codec import Batch, encode_batch
@@ -31,6 +31,7 @@ _VERSIONS = b"versions"  # chunk versions up to here may have been given out
 _VERSIONS_AT_ONCE = 10_000
 _SECRET_BYTES = 32
 _ROOM_SECONDS = 1.0  # between two attempts to get space on a full disk
+_REMOVED = frozenset({ENTRIES, INODES})  # what is taken from these makes room, now or with the trash
 _GROWING = frozenset({ENTRIES, MAPPING, POLICIES, SYMLINKS, XATTRS})
 
 
@@ -97,10 +98,10 @@ class MasterState:
         self._need_room(size, [])
 
     def _need_room(self, size: int, batch: Batch) -> None:
-        """Half of what the log keeps ahead is for what must go on when the disk is full: removing, leases, sessions."""
+        """What the log keeps ahead is for what must go on when the disk is full: removing, leases, sessions."""
         log_file = self._recovered.log
         needed = self._queued_bytes + size
-        kept = log_file.room_wanted // 2 if _grows(batch) else 0
+        kept = log_file.room_wanted * _kept_share(batch)
         if log_file.room - needed >= kept:
             return
         now = self._env.clock.boottime()
@@ -184,15 +185,13 @@ class MasterState:
         self._recovered.close()
 
 
-def _grows(batch: Batch) -> bool:
-    """A change that adds names, attributes or chunks, and takes no name away."""
-    growing = False
-    for table, _, value in batch:
-        if table in _GROWING:
-            if value is None and table == ENTRIES:
-                return False
-            growing = growing or value is not None
-    return growing
+def _kept_share(batch: Batch) -> float:
+    """The share of what the log keeps ahead that this change must leave to more important ones: names, attributes and
+    chunks that are added leave half, so that leases and sessions go on; those leave a quarter to whoever removes."""
+    if any(value is None and table in _REMOVED for table, _, value in batch):
+        return 0
+    grows = any(value is not None and table in _GROWING for table, _, value in batch)
+    return 0.5 if grows else 0.25
 
 
 def secret_of(state: MasterState) -> bytes:
