@@ -194,7 +194,7 @@ class Client(NamespaceOperations):
     async def _read_chunk(self, inode: int, index: int, position: int, size: int) -> memoryview:
         if index == 0:
             state = self._files.get(inode)
-            if state is not None and state.unused_chunk:
+            if state is not None and state.unused_chunk and inode in self._chunks.sole_writer:
                 return memoryview(b"")  # a hole as yet: no server knows the chunk before it is first written
         return await self._reader.read(inode, index, position, size)
 

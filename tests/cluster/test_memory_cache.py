@@ -289,6 +289,34 @@ async def test_the_answer_to_a_link_has_the_length_of_a_file_that_is_being_writt
         await file.close()
 
 
+async def test_a_new_file_that_another_client_writes_at_once_is_no_hole_for_its_maker(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        attr, made = await one.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        other = await two.open(attr.inode, write=True)
+        await other.write(0, b"data")
+        await other.close()
+        assert bytes(await made.read(0, 10)) == b"data"
+        await made.close()
+
+
+async def test_a_length_that_a_commit_leaves_open_is_asked_for(autojump_clock: trio.testing.MockClock) -> None:
+    """The primary has restarted: the master asks the replicas first. Once the writer took its own length for settled."""
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        attr, file = await one.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        await file.write(0, b"data")
+        await file.flush()
+        for name in cluster.names:
+            await cluster.restart(name)
+        await file.close()
+        await trio.sleep(5)
+        other = await two.open(attr.inode, write=True)
+        await other.append(b"more")
+        assert (await one.getattr(attr.inode)).size == 8
+        await other.close()
+
+
 async def test_a_length_goes_to_the_master_when_the_last_writer_closes_though_readers_stay(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

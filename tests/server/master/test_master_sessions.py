@@ -130,3 +130,21 @@ async def _gone(client: Any, inode: int) -> bool:
         assert error.code is Code.STALE_INODE
         return True
     return False
+
+
+async def test_the_answer_to_a_commit_names_the_files_whose_length_stays_open(world: Any, autojump_clock: Any) -> None:
+    """Where others write on, or where a damaged replica has broken the lease: the committed length is not the last word."""
+    servers = await world.three_servers()
+    one, two = await world.client("1"), await world.client("2")
+    alone, shared, broken = [await one.create(name, with_chunk=True) for name in (b"alone", b"shared", b"broken")]
+    body = pb.GrantBody.FromString(broken.grant.body)
+    world.written(body, 100)
+    member = servers[body.primary]
+    report = pb.ChunkReport(handle=body.handle, version=1, length=100, corrupt=True)
+    await member.call("Heartbeat", pb.HeartbeatRequest(server_id=body.primary, epoch=member.epoch, report=[report]))
+    await two.lease(shared.attr.inode)
+    commit = pb.CommitRequest()
+    for made in (alone, shared, broken):
+        commit.lengths.add(inode=made.attr.inode, size=100, release=True)
+    reply = await one.change("Commit", commit)
+    assert list(reply.pending) == [shared.attr.inode, broken.attr.inode]
