@@ -302,7 +302,7 @@ async def test_a_new_file_that_another_client_writes_at_once_is_no_hole_for_its_
 
 
 async def test_a_length_that_a_commit_leaves_open_is_asked_for(autojump_clock: trio.testing.MockClock) -> None:
-    """The primary has restarted: the master asks the replicas first. Once the writer took its own length for settled."""
+    """The primary has restarted: the master asks the replicas first, and the length may be another then."""
     async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
         attr, file = await one.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
         await file.write(0, b"data")

@@ -61,6 +61,7 @@ class Faults:
         self._profile = profile
         self._seconds = seconds
         self._operations = 0
+        self._drained: set[str] = set()
 
     async def run(self) -> None:
         """The whole plan; returns when the last fault is over."""
@@ -182,15 +183,21 @@ class Faults:
     async def _drain(self) -> None:
         name, seconds = self._server(), self._while(20.0)
         self._world.tell(f"{name} is drained for {seconds:.1f} s")
-
-        async def drain(client: Client, cancel: bool) -> None:
-            rows = (await client.status())["chunkservers"]
-            server = next(row["id"] for row in rows if row["address"].startswith(f"{name}:"))
-            await client.operator.drain(server, cancel=cancel)
-
-        await self._operate(lambda client: drain(client, False))
+        self._drained.add(name)
+        await self._operate(lambda client: self._set_draining(client, name, True))
         await trio.sleep(seconds)
-        await self._operate(lambda client: drain(client, True))
+        await self.undo()
+
+    async def undo(self) -> None:
+        """What does not end by itself."""
+        for name in sorted(self._drained):
+            await self._operate(lambda client, name=name: self._set_draining(client, name, False))  # type: ignore[misc]
+        self._drained.clear()
+
+    async def _set_draining(self, client: Client, name: str, draining: bool) -> None:
+        rows = (await client.status())["chunkservers"]
+        server = next((row["id"] for row in rows if row["address"].startswith(f"{name}:")), "")
+        await client.operator.drain(server, cancel=not draining)
 
     async def _operate(self, work: Callable[[Client], Awaitable[object]]) -> None:
         """Until it works: the master may be down."""

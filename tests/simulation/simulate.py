@@ -111,6 +111,7 @@ class _Simulation:
             await trio.sleep(max(0.0, start + LOAD_SECONDS - self.world.now))
         self.load.over = True
         self.world.heal()
+        await self.faults.undo()
 
     async def _client(self, name: str, number: int, over: trio.Event, *, task_status: trio.TaskStatus[None]) -> None:
         """One client: its load, then the proof that it works again after everything was healed."""

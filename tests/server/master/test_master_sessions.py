@@ -133,7 +133,7 @@ async def _gone(client: Any, inode: int) -> bool:
 
 
 async def test_the_answer_to_a_commit_names_the_files_whose_length_stays_open(world: Any, autojump_clock: Any) -> None:
-    """Where others write on, or where a damaged replica has broken the lease: the committed length is not the last word."""
+    """Others write on, or a damaged replica has broken the lease: the committed length is not the last word."""
     servers = await world.three_servers()
     one, two = await world.client("1"), await world.client("2")
     alone, shared, broken = [await one.create(name, with_chunk=True) for name in (b"alone", b"shared", b"broken")]
