@@ -100,6 +100,13 @@ class NamespaceCache:
 
     # ------------------------------------------------------------ attributes and names
 
+    def length_pending(self, inode: int) -> None:
+        """From now on the master leaves the length to the file's writers, of which this client is one."""
+        attr = self.attrs.get(inode)
+        if attr is not None and not attr.length_pending:
+            attr = self.attrs[inode] = attr.copy()
+            attr.length_pending = True
+
     def forget(self, inode: int) -> None:
         self.attrs.pop(inode, None)
         self.directories.pop(inode, None)

@@ -337,17 +337,18 @@ class Files:
         for state in states:
             state.commits.append(over)
         try:
-            await self._session.change("Commit", request)
+            pending = set((await self._session.change("Commit", request)).pending)
         except GfsError as error:
             if error.code is not Code.STALE_INODE:
                 raise
+            pending = set()
         finally:
             for state in states:
                 state.commits.remove(over)
             over.set()
         for state, seen in zip(states, changes, strict=True):
             if state.changes == seen:
-                self._committed(state, release)
+                self._committed(state, release, state.inode not in pending)
 
     def _give_back(self, state: FileState) -> None:
         """From here on a write asks the master again, which then counts this client among the writers again."""
@@ -358,14 +359,14 @@ class Files:
         if state.appender is not None:
             state.appender.forget_grant()
 
-    def _committed(self, state: FileState, release: bool) -> None:
+    def _committed(self, state: FileState, release: bool, settled: bool) -> None:
         attr = self._cache.attrs.get(state.inode)
-        if attr is not None:
-            agreed = self.merge(attr)
-            if release:
-                agreed = agreed.copy()
-                agreed.length_pending = False
+        if attr is not None and release:
+            agreed = self.merge(attr).copy()
+            agreed.length_pending = not settled
             self._cache.attrs[state.inode] = agreed
+        elif attr is not None:
+            self._cache.attrs[state.inode] = self.merge(attr)
         state.uncommitted = state.uncommitted and not release
         if not state.uncommitted:
             self._cache.changed(state.inode)  # what the master said before lacks what `merge` adds no more

@@ -6,12 +6,15 @@ everything counted was synced, and bits rot only where each chunk keeps good rep
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from random import Random
 
 import trio
 from workload import SLOT_BYTES, SLOTS, Load
 from world import CHUNK_BYTES, World
 
+from gfscore.client import Client
+from gfscore.errors import GfsError
 from gfscore.storage import chunk_format
 
 
@@ -40,6 +43,7 @@ PROFILES = [
     Profile("mixed", "kill kill_call kill_master cut one_way slow flaky repeat pause full slow_disk kill_client wall"),
     Profile("leases", "late_answers late_answers slow one_way pause cut kill_master", delay=1.0),
     Profile("abandoned", "abandon", count=(1, 1), delay=0.1),
+    Profile("operator", "goal goal goal drain kill kill_call slow", count=(6, 10), delay=0.05),
 ]
 
 
@@ -56,6 +60,7 @@ class Faults:
         self._load = load
         self._profile = profile
         self._seconds = seconds
+        self._operations = 0
 
     async def run(self) -> None:
         """The whole plan; returns when the last fault is over."""
@@ -164,6 +169,39 @@ class Faults:
 
     async def _pause_master(self) -> None:
         await self._pause("master")
+
+    # ------------------------------------------------------------ what an operator does
+
+    async def _goal(self) -> None:
+        """Another number of replicas for one file. One is enough: a process that is killed loses no disk."""
+        file = self.random.choice([*self._load.history.appends, *self._load.history.slots])
+        replicas = self.random.randint(1, len(self._world.servers))
+        self._world.tell(f"{file.name!r} shall have {replicas} replicas")
+        await self._operate(lambda client: client.set_policy(file.inode, {"replication": str(replicas)}))
+
+    async def _drain(self) -> None:
+        name, seconds = self._server(), self._while(20.0)
+        self._world.tell(f"{name} is drained for {seconds:.1f} s")
+
+        async def drain(client: Client, cancel: bool) -> None:
+            rows = (await client.status())["chunkservers"]
+            server = next(row["id"] for row in rows if row["address"].startswith(f"{name}:"))
+            await client.operator.drain(server, cancel=cancel)
+
+        await self._operate(lambda client: drain(client, False))
+        await trio.sleep(seconds)
+        await self._operate(lambda client: drain(client, True))
+
+    async def _operate(self, work: Callable[[Client], Awaitable[object]]) -> None:
+        """Until it works: the master may be down."""
+        self._operations += 1
+        async with self._world.client(f"operator{self._operations}", caching=False) as (client, _):
+            while True:
+                try:
+                    await work(client)
+                    return
+                except GfsError:
+                    await trio.sleep(0.5)
 
     # ------------------------------------------------------------ network
 

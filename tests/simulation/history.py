@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+import trio
+
 from gfscore.errors import Code, GfsError
 
 INFINITY = float("inf")
@@ -89,14 +91,16 @@ class SlotFile:
 
 @dataclass(eq=False)
 class WholeFile:
-    """A file that one task writes as a whole and closes, and that anybody reads.
+    """A file that whoever holds its `lock` changes and closes, and that anybody reads.
 
-    Times are turns here (`Load.turn`), not seconds: much happens at the same simulated second.
+    Times are turns here (`Load.turn`), not seconds: much happens at the same simulated second. `value` of a write is
+    all that is in the file after it.
     """
 
     name: bytes
     inode: int
     writes: list[SlotWrite] = field(default_factory=list)
+    lock: trio.Lock = field(default_factory=trio.Lock)
 
     def explains(self, found: bytes, since: float, until: float) -> bool:
         """Whether a read between these turns may find this. While it is written, and after a failure, anything goes."""

@@ -11,7 +11,7 @@ import trio
 from history import Append, AppendFile, History, NameOperation, Outcome, SlotFile, SlotWrite, WholeFile, outcome_of
 from world import CHUNK_BYTES, World
 
-from gfscore.client import ROOT_INODE, Client, Code, FileType, GfsError
+from gfscore.client import ROOT_INODE, AttrChanges, Client, Code, FileType, GfsError
 from gfscore.client.open_file import OpenFile
 
 SLOT_BYTES = 3000
@@ -49,7 +49,7 @@ class Load:
             attr, file = await client.create_file(ROOT_INODE, name, 0o644, 1, 1)
             await file.close()
             self.history.appends.append(AppendFile(name, attr.inode))
-            if self._sync:
+            if self._sync and name == b"log0":  # what is appended to the other is synced by its writer
                 await client.set_policy(attr.inode, {"append_sync": "1"})
 
     async def run(self, client: Client, name: str, number: int) -> None:
@@ -106,6 +106,8 @@ class Load:
         known.appends.append(entry)
         try:
             entry.offset = await file.append(entry.record)
+            if self._sync and known.name != b"log0":
+                await file.fsync()
             entry.outcome, entry.ended = Outcome.DONE, self.world.now
             self._noted("append")
         except GfsError as error:
@@ -188,16 +190,22 @@ class Load:
     # ------------------------------------------------------------ close here, open there
 
     async def _rewrite(self, client: Client, who: str, random: Random, number: int) -> None:
-        """A small file of its own is written anew and closed; that and those of others are read as soon as that."""
-        known: WholeFile | None = None
+        """Small files are changed, by turns of the clients, and closed; as soon as that somebody reads them."""
+        history = self.history
         while not self.over:
             with trio.move_on_after(random.expovariate(1 / (self._busy * 2))):
                 await self._just_closed.wait()
             try:
+                if len(history.wholes) <= number:
+                    self._copies += 1
+                    name = b"whole%d" % self._copies
+                    attr, file = await client.create_file(ROOT_INODE, name, 0o644, 1, 1)
+                    await file.close()
+                    history.wholes.append(WholeFile(name, attr.inode))
                 if random.random() < 0.3:
-                    known = await self._write_whole(client, known, random, number)
-                if self.history.wholes:
-                    await self._read_whole(client, who, random.choice(self.history.wholes))
+                    await self._change_whole(client, random.choice(history.wholes), random)
+                if history.wholes:
+                    await self._read_whole(client, who, random.choice(history.wholes))
             except GfsError as error:
                 self._noted("rewrite", error)
 
@@ -206,36 +214,50 @@ class Load:
         self._turns += 1
         return self._turns
 
-    async def _write_whole(self, client: Client, known: WholeFile | None, random: Random, number: int) -> WholeFile:
-        if known is None:
-            name = b"whole%d" % number
-            attr, file = await client.create_file(ROOT_INODE, name, 0o644, 1, 1, exclusive=False)
-            known = WholeFile(name, attr.inode)
+    async def _change_whole(self, client: Client, known: WholeFile, random: Random) -> None:
+        """Written anew, cut, or appended to. After a failure nobody looks at the file again: what was asked for may
+        still be on its way, and come after what others do."""
+        async with known.lock:
+            if known not in self.history.wholes:
+                return
+            self.history.wholes.remove(known)
+            before = known.writes[-1].value if known.writes else b""
+            change = random.choice(("write", "cut", "append"))
+            self._records += 1
+            value = b"<F%06d>" % self._records * random.randrange(1, 500)
+            if change == "cut":
+                value = before[: random.randrange(len(before) + 1)]
+            elif change == "append":
+                value = before + value
+            entry = SlotWrite(value, self.turn())
+            known.writes.append(entry)
+            if change == "cut":
+                await client.setattr(known.inode, AttrChanges(size=len(value)))
+            else:
+                file = await client.open(known.inode, write=True, truncate=change == "write")
+                try:
+                    if change == "append":
+                        offset = await file.append(value[len(before) :])
+                        if offset != len(before):
+                            self.history.problems.append(f"{known.name!r}: appended at {offset}, not {len(before)}")
+                    else:
+                        await file.write(0, value)
+                    if self._sync:
+                        await file.fsync()
+                finally:
+                    await file.close()
+            entry.outcome, entry.ended = Outcome.DONE, self.turn()
             self.history.wholes.append(known)
-            await file.close()
-        self._records += 1
-        value = b"<F%06d>" % self._records * random.randrange(1, 500)
-        entry = SlotWrite(value, self.turn())
-        known.writes.append(entry)
-        file = await client.open(known.inode, write=True, truncate=True)
-        try:
-            await file.write(0, value)
-            if self._sync:
-                await file.fsync()
-        finally:
-            await file.close()
-        entry.outcome, entry.ended = Outcome.DONE, self.turn()
-        self._noted("rewrite")
-        self._just_closed.set()
-        self._just_closed = trio.Event()
-        return known
+            self._noted(f"{change} whole")
+            self._just_closed.set()
+            self._just_closed = trio.Event()
 
     async def _read_whole(self, client: Client, who: str, known: WholeFile) -> None:
         began = self.turn()
         inode = (await client.lookup(ROOT_INODE, known.name)).inode
         file = await client.open(inode)
         try:
-            data = bytes(await file.read(0, 1 << 16))
+            data = bytes(await file.read(0, 1 << 20))
         finally:
             await file.close()
         self._noted("read whole")

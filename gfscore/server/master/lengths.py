@@ -96,9 +96,10 @@ class Lengths:
         def keys() -> Keys:
             return [inode_key(length.inode) for length in request.lengths], []
 
-        def operation() -> tuple[pb.Empty, Told]:
+        def operation() -> tuple[pb.CommitReply, Told]:
             if self._calls.outcome(request.id) is not None:
-                return pb.Empty(), {}
+                return pb.CommitReply(pending=[length.inode for length in request.lengths]), {}
+            reply = pb.CommitReply()
             tx = self._state.begin()
             items: list[Item] = []
             now_ns = self._env.clock.wall_ns()
@@ -111,7 +112,7 @@ class Lengths:
                     if nobody_left and not self._is_settled(length.inode):
                         self.unsettled.add(length.inode)
                         nobody_left = False
-                    commit_length(
+                    record = commit_length(
                         tx,
                         length.inode,
                         length.size if counts else 0,
@@ -119,6 +120,8 @@ class Lengths:
                         mtime_ns=length.mtime_ns if counts and length.mtime_ns > set_at else 0,
                         release=nobody_left,
                     )
+                    if record.length_pending:
+                        reply.pending.append(length.inode)
                     if nobody_left:
                         self._leases.all_known.discard(length.inode)
                         self._leases.times_set.pop(length.inode, None)
@@ -131,7 +134,7 @@ class Lengths:
                 if self._sessions.watched(length.inode, session):
                     items.append(Item(inode=length.inode, attr=True))
             self._calls.commit(tx, request.id)
-            return pb.Empty(), self._sessions.told(items, session)
+            return reply, self._sessions.told(items, session)
 
         return self._calls.quick(keys, operation)
 
