@@ -7,10 +7,10 @@ alive. Until the answers are in, its name and the file itself are locked, so tha
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from gfscore.env import Env
-from gfscore.ids import TRASH_INODE
 from gfscore.metadata import remove
 from gfscore.metadata import rename as renaming
 from gfscore.metadata.inodes import FileType, load
@@ -28,6 +28,8 @@ from gfscore.server.master.locking import Keys, Locks, name_keys
 from gfscore.server.master.servers import Servers
 from gfscore.server.master.sessions import Item, Session, Sessions, Told
 from gfscore.server.master.state import MasterState
+
+_DROPPED_AT_ONCE = 1000  # orphans, in between other calls have their turn
 
 Decide = Callable[[Transaction, bool], tuple[Any, remove.Removed | None]]
 """Decide with or without holding what loses its last name: the core's result, and what was removed."""
@@ -58,9 +60,6 @@ class Removing:
             if request.directory:
                 removed = remove.rmdir(tx, parent=parent, name=name, now_ns=now_ns, hold=hold)
             else:
-                if parent == TRASH_INODE:
-                    inode = find(tx, parent, name)
-                    hold = hold or (inode is not None and self.maybe_held(inode))
                 removed = remove.unlink(
                     tx, parent=parent, name=name, now_ns=now_ns, hold=hold, trash_seconds=self._trash_seconds
                 )
@@ -166,6 +165,15 @@ class Removing:
                 and self._sessions.watched(removed.inode, session)
             )
 
+        def unasked(removed: remove.Removed | None) -> bool:
+            """Who cannot be asked now may have it open."""
+            return (
+                removed is not None
+                and removed.last_link
+                and not (removed.directory or removed.held or removed.trashed)
+                and self.maybe_held(removed.inode)
+            )
+
         def finish(tx: Transaction, result: Any, removed: remove.Removed | None) -> tuple[Any, Told]:
             reply = answer(tx, result)
             if removed is not None and removed.last_link:
@@ -183,6 +191,9 @@ class Removing:
             result, removed = decide(tx, hold)
             if ask_first(removed):
                 return None, {}
+            if unasked(removed):
+                tx = self._state.begin()
+                result, removed = decide(tx, True)
             return finish(tx, result, removed)
 
         async def asking() -> Any:
@@ -196,7 +207,7 @@ class Removing:
                     told = self._sessions.told([Item(inode=removed.inode, attr=True, unlinked=True)], session)
                     held = bool(await self._sessions.tell(told))
                 tx = self._state.begin()
-                result, removed = decide(tx, hold or held)
+                result, removed = decide(tx, hold or held or unasked(removed))
                 reply, told = finish(tx, result, removed)
             return await self._calls.told(reply, told)
 
@@ -237,13 +248,16 @@ class Removing:
     def drop_orphans(self, inodes: list[int] | None = None) -> None:
         """Delete the orphans (all, or those of `inodes`) that no session holds, unless one may still come back.
 
-        Called for all now and then: what there is no room for now goes another time.
+        Called for all now and then: what there is no room for now goes another time, and what is too much at once.
         """
         if self._sessions.awaiting:
             return
         held = self._sessions.held
         with put_off_when_full():
-            for inode in list(remove.orphans(self._state.tables)) if inodes is None else inodes:
+            if inodes is None:  # after a start of the master there may be all that was unlinked until now
+                unwanted = (inode for inode in remove.orphans(self._state.tables) if not held(inode))
+                inodes = list(islice(unwanted, _DROPPED_AT_ONCE))
+            for inode in inodes:
                 if not held(inode):
                     tx = self._state.begin()
                     freed = remove.release_orphan(tx, inode)

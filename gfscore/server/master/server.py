@@ -98,7 +98,7 @@ class Master:
             session_seconds=config.lease_seconds,
             master_epoch=state.applied + 1,
         )
-        self._clients = Clients(sessions, leases, self._lengths, self._removing, greeting, nursery)
+        self._clients = Clients(state, sessions, leases, self._lengths, self._removing, greeting, nursery)
 
     def service(self) -> dict[str, Handler]:
         """The handlers of the proto service `Master`, the same for gRPC and framed streams."""
