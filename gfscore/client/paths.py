@@ -88,8 +88,12 @@ class Paths:
         return entries
 
     async def walk(self, path: str | bytes) -> AsyncIterator[tuple[bytes, Attr]]:
-        """(path relative to `path`, attributes) of everything below it, itself first as b""."""
-        attr = await self.find(path, follow=False)
+        """(path relative to `path`, attributes) of everything below it, itself first as b"".
+
+        Symlinks on the way to `path` are followed, and so is `path` itself: who names one means what it leads to.
+        Those below are not.
+        """
+        attr = await self.find(path)
         waiting = [(b"", attr)]
         while waiting:
             relative, attr = waiting.pop()

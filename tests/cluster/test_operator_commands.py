@@ -8,14 +8,21 @@ from typing import Any
 
 import click
 import pytest
+import trio
 import trio.testing
 from memory_cluster import memory_cluster
+from test_memory_fsck import QUIET, released, replica_path
 
+from gfscore.client import ROOT_INODE, FileType
 from gfscore.client.paths import Paths
 from gfscore.errors import Code, GfsError
 from gfsmount.cli import cluster_client
 from gfsmount.cli import trash as trash_command
 from gfsmount.cli.cluster_client import Session
+from gfsmount.cli.du import command as du_command
+from gfsmount.cli.fsck import command as fsck_command
+from gfsmount.cli.set import command as set_command
+from gfsmount.cli.tree import command as tree_command
 from gfsmount.cli.usage import UsageProblem
 
 MASTER = "master:7100"
@@ -72,3 +79,43 @@ def test_trash_empty_of_one_entry_does_not_go_with_an_age() -> None:
     assert trash_command.empty.callback is not None
     with pytest.raises(UsageProblem):
         trash_command.empty.callback(path="20261121T052852Z.2a.notes", older_than=1, master=MASTER)
+
+
+# ------------------------------------------------------------ what is walked
+
+
+async def test_fsck_of_everything_looks_at_the_trash(autojump_clock: trio.testing.MockClock, work_of: Any) -> None:
+    async with memory_cluster(1, 1, server_options=QUIET) as cluster, cluster.client() as client:
+        paths = Paths(client)
+        fsck = work_of(fsck_command, path=None, as_json=True, repair=False, wait_seconds=0.0)
+        assert (await fsck(Session(client)))["problems"] == []  # there is no trash yet
+        await paths.write("/a", b"x" * 1000)
+        chunk = await replica_path(client, "/a")
+        await paths.remove("/a")
+        await released(client)
+        await cluster.kill("cs1")
+        cluster.disks["cs1"].unlink(chunk)
+        await cluster.start("cs1")
+        await trio.sleep(100)
+        problems = (await fsck(Session(client)))["problems"]
+        assert {problem["kind"] for problem in problems} >= {"lost"}
+        assert all(problem["path"].startswith("/.trash/") for problem in problems)
+
+
+async def test_commands_that_walk_follow_a_symlink_that_they_are_given(
+    autojump_clock: trio.testing.MockClock, work_of: Any
+) -> None:
+    async with memory_cluster() as cluster, cluster.client() as client:
+        paths = Paths(client)
+        await paths.makedirs("/real/below")
+        await paths.write("/real/below/f", b"four")
+        await client.create(ROOT_INODE, b"link", FileType.SYMLINK, 0, 0, 0, target=b"real")
+        link = f"gfs://{MASTER}/link"
+        fsck = work_of(fsck_command, path=link, as_json=True, repair=False, wait_seconds=0.0)
+        assert (await fsck(Session(client)))["chunks"] == 1
+        assert (await work_of(du_command, path=link, summarize=True, as_json=True)(Session(client)))["bytes"] == 4
+        tree = await work_of(tree_command, path=link, as_json=True)(Session(client))
+        assert [entry["name"] for entry in tree["entries"]] == ["below"]
+        settings = {"settings": ("replication=2",), "recursive": True, "as_json": True}
+        await work_of(set_command, path=link, **settings)(Session(client))
+        assert (await client.get_policy((await paths.stat("/real/below/f")).inode))["replication"] == "2"
