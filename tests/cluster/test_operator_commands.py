@@ -21,6 +21,7 @@ from gfsmount.cli import trash as trash_command
 from gfsmount.cli.cluster_client import Session
 from gfsmount.cli.du import command as du_command
 from gfsmount.cli.fsck import command as fsck_command
+from gfsmount.cli.rm import command as rm_command
 from gfsmount.cli.set import command as set_command
 from gfsmount.cli.tree import command as tree_command
 from gfsmount.cli.usage import UsageProblem
@@ -119,3 +120,59 @@ async def test_commands_that_walk_follow_a_symlink_that_they_are_given(
         settings = {"settings": ("replication=2",), "recursive": True, "as_json": True}
         await work_of(set_command, path=link, **settings)(Session(client))
         assert (await client.get_policy((await paths.stat("/real/below/f")).inode))["replication"] == "2"
+
+
+# ------------------------------------------------------------ gfs rm
+
+
+async def test_rm_removes_all_though_another_removes_some_of_it_meanwhile(
+    autojump_clock: trio.testing.MockClock, work_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        paths, other = Paths(one), Paths(two)
+        for name in ("a/f", "b/sub/f", "c/f"):
+            await paths.makedirs(f"/d/{name.rpartition('/')[0]}")
+            await paths.write(f"/d/{name}", b"x")
+        kept = await other.open("/d/c/f", write=True)  # its length has to be asked for, and it is gone then
+        await kept.write(0, b"more")
+        unlink, list_page = one.unlink, one.list_page
+
+        async def unlink_late(parent: int, name: bytes) -> None:
+            if not gone:
+                gone.append("/d/a and /d/b")
+                await other.remove("/d/a", recursive=True)
+                await other.remove("/d/b", recursive=True)
+            await unlink(parent, name)
+
+        async def list_early(inode: int, after: bytes, limit: int) -> Any:
+            page = await list_page(inode, after, limit)
+            if any(entry.attr.volatile for entry in page[0]):
+                await kept.close()
+                await other.remove("/d/c", recursive=True)
+                await trio.sleep(10)
+            return page
+
+        gone: list[str] = []
+        monkeypatch.setattr(one, "unlink", unlink_late)
+        monkeypatch.setattr(one, "list_page", list_early)
+        await one.set_policy(ROOT_INODE, {"trash_seconds": "0"})
+        await work_of(rm_command, paths=(f"gfs://{MASTER}/d",), recursive=True, force=True)(Session(one))
+        assert await other.list("/") == []
+
+
+async def test_rm_of_what_is_not_there_is_an_error_without_force(
+    autojump_clock: trio.testing.MockClock, work_of: Any
+) -> None:
+    async with memory_cluster() as cluster, cluster.client() as client:
+        arguments = {"paths": (f"gfs://{MASTER}/d",), "recursive": True}
+        await work_of(rm_command, **arguments, force=True)(Session(client))
+        with pytest.raises(GfsError, check=lambda error: error.code is Code.NOT_FOUND):
+            await work_of(rm_command, **arguments, force=False)(Session(client))
+
+
+async def test_a_tree_is_removed_however_deep_it_is(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_cluster() as cluster, cluster.client() as client:
+        paths = Paths(client)
+        await paths.makedirs("/d" * 1200)
+        await paths.remove("/d", recursive=True)
+        assert await paths.list("/") == []
