@@ -90,8 +90,9 @@ class Master:
         self._repair = Repair(state, env, config, servers, cloning, safe_mode, nursery)
         self._drain = Drain(servers)
         self._admin = Admin(
-            state, env, calls, sessions, servers, leases, chunk_calls, self._repair, defaults, chunk_size
-        )
+            state, env, calls, sessions, servers, leases, chunk_calls, self._repair, defaults, chunk_size,
+            config.down_seconds,
+        )  # fmt: skip
         greeting = pb.HelloReply(
             cluster_id=state.cluster_id,
             chunk_size=chunk_size,
