@@ -306,6 +306,9 @@ class NamespaceOperations:
         )
         asked = self._cache.moment
         reply = await self._change_holding("Rename", request, replaced if hold else 0)
+        if reply.unchanged:  # both are names of one file: POSIX leaves them as they are
+            self._session.held.discard(replaced)
+            return
         moved = self._cache.find(parent, name) or reply.attr.inode
         self._keep_name(parent, name, 0, asked)
         self._keep_name(new_parent, new_name, 0, asked)

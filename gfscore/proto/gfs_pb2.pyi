@@ -951,6 +951,9 @@ class RenameReply(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     NEW_PARENT_FIELD_NUMBER: _builtins.int
     REPLACED_FIELD_NUMBER: _builtins.int
+    UNCHANGED_FIELD_NUMBER: _builtins.int
+    unchanged: _builtins.bool
+    """both names are of one file: nothing happened"""
     @_builtins.property
     def attr(self) -> Global___Attr:
         """of what was moved"""
@@ -970,10 +973,11 @@ class RenameReply(_message.Message):
         parent: Global___Attr | None = ...,
         new_parent: Global___Attr | None = ...,
         replaced: Global___Attr | None = ...,
+        unchanged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attr", b"attr", "new_parent", b"new_parent", "parent", b"parent", "replaced", b"replaced"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attr", b"attr", "new_parent", b"new_parent", "parent", b"parent", "replaced", b"replaced"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attr", b"attr", "new_parent", b"new_parent", "parent", b"parent", "replaced", b"replaced", "unchanged", b"unchanged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,9 +14,11 @@ from gfscore.env import Env
 from gfscore.metadata import remove
 from gfscore.metadata import rename as renaming
 from gfscore.metadata.inodes import FileType, load
+from gfscore.metadata.keys import pack8
 from gfscore.metadata.locks import directory_key, inode_key, path_reads
 from gfscore.metadata.lookup import find
 from gfscore.metadata.policies import Policy
+from gfscore.metadata.tables import INODES
 from gfscore.metadata.transaction import Transaction
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.rpc.transport import CallContext
@@ -81,7 +83,7 @@ class Removing:
             return reply, self._sessions.told(items, session)
 
         def repeated(outcome: tuple[int, ...]) -> pb.UnlinkReply:
-            return pb.UnlinkReply(inode=outcome[0])
+            return pb.UnlinkReply(inode=outcome[0], attr=self._left(outcome[0], session))
 
         def keys() -> Keys:
             return self._keys((request.parent, request.name))
@@ -107,12 +109,14 @@ class Removing:
                 attr=attr_of(load(tx, renamed.moved)),
                 parent=attr_of(load(tx, request.parent)),
                 new_parent=attr_of(load(tx, request.new_parent)),
+                unchanged=not renamed.changed,
             )
             if renamed.replaced is not None and not renamed.replaced.last_link:
                 left = load(tx, renamed.replaced.inode)
                 self._sessions.watch_any(session, left)
                 reply.replaced.CopyFrom(attr_of(left))
-            self._calls.commit(tx, request.id, renamed.moved)
+            replaced = 0 if renamed.replaced is None else renamed.replaced.inode
+            self._calls.commit(tx, request.id, renamed.moved, replaced, int(renamed.changed))
             if not renamed.changed:
                 return reply, {}
             for directory in (request.parent, request.new_parent):
@@ -130,12 +134,25 @@ class Removing:
             return reply, self._sessions.told(items, session)
 
         def repeated(outcome: tuple[int, ...]) -> pb.RenameReply:
-            return pb.RenameReply()
+            # One number alone was remembered by an older version.
+            _, replaced, changed = outcome if len(outcome) == 3 else (outcome[0], 0, 1)
+            return pb.RenameReply(replaced=self._left(replaced, session), unchanged=not changed)
 
         def keys() -> Keys:
             return self._keys((request.parent, request.name), (request.new_parent, request.new_name))
 
         return self._removal(request.id, session, request.hold_replaced, keys, decide, answer, repeated)
+
+    def _left(self, inode: int, session: Session | None) -> pb.Attr | None:
+        """What there is of a file that lost a name, for an answer that is given again; None if it has no other."""
+        tables = self._state.tables
+        if not inode or tables.get(INODES, pack8(inode)) is None:
+            return None
+        left = load(tables, inode)
+        if not left.nlink:
+            return None
+        self._sessions.watch_any(session, left)
+        return attr_of(left)
 
     def _keys(self, *names: tuple[int, bytes]) -> Keys:
         """The names, and whatever they stand for: a directory with all that is below it."""
