@@ -92,3 +92,20 @@ async def test_a_rename_between_two_names_of_one_file_changes_nothing(autojump_c
             assert (await one.getattr(inode)).nlink == 2
             assert not one._session.held
         await file.close()
+
+
+async def test_a_snapshot_is_answered_with_the_copy_though_the_source_is_gone(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        paths = Paths(one)
+        await paths.makedirs("/d")
+        await paths.write("/d/f", b"x")
+
+        async def remove_source() -> None:
+            await Paths(two).remove("/d", recursive=True)
+
+        _Losing(one, "Snapshot", remove_source)
+        copy = await paths.snapshot("/d", "/copy")
+        assert copy.inode == (await Paths(two).stat("/copy")).inode
+        assert await paths.read("/copy/f") == b"x"
