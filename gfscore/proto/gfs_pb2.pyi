@@ -1466,7 +1466,10 @@ class PolicyRequest(_message.Message):
     CALLER_FIELD_NUMBER: _builtins.int
     INODE_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
     inode: _builtins.int
+    parent: _builtins.int
+    """where the file is, if that is known: its inherited trash_seconds are what holds there now"""
     @_builtins.property
     def id(self) -> Global___RequestId: ...
     @_builtins.property
@@ -1482,10 +1485,11 @@ class PolicyRequest(_message.Message):
         caller: Global___Caller | None = ...,
         inode: _builtins.int = ...,
         values: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        parent: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "id", b"id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "id", b"id", "inode", b"inode", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "id", b"id", "inode", b"inode", "parent", b"parent", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -21,6 +21,7 @@ from gfsmount.cli import trash as trash_command
 from gfsmount.cli.cluster_client import Session
 from gfsmount.cli.du import command as du_command
 from gfsmount.cli.fsck import command as fsck_command
+from gfsmount.cli.get_policy import command as get_policy_command
 from gfsmount.cli.rm import command as rm_command
 from gfsmount.cli.set import command as set_command
 from gfsmount.cli.tree import command as tree_command
@@ -176,3 +177,28 @@ async def test_a_tree_is_removed_however_deep_it_is(autojump_clock: trio.testing
         await paths.makedirs("/d" * 1200)
         await paths.remove("/d", recursive=True)
         assert await paths.list("/") == []
+
+
+# ------------------------------------------------------------ gfs get-policy
+
+
+async def test_get_policy_tells_for_how_long_a_deleted_file_would_stay(
+    autojump_clock: trio.testing.MockClock, work_of: Any
+) -> None:
+    async with memory_cluster() as cluster, cluster.client() as client, cluster.client("other") as other:
+        paths = Paths(client)
+        directory = await paths.makedirs("/d")
+        await client.set_policy(directory.inode, {"trash_seconds": "100"})
+        await paths.write("/d/inherits", b"x")
+        await paths.write("/d/own", b"x")
+        own = (await paths.stat("/d/own")).inode
+        await client.set_policy(own, {"trash_seconds": "50"})
+        await client.set_policy(directory.inode, {"trash_seconds": "7"})
+        for name, seconds in (("/d/inherits", "7"), ("/d/own", "50"), ("/d", "7"), ("/", "86400")):
+            work = work_of(get_policy_command, path=f"gfs://{MASTER}{name}", as_json=True)
+            assert (await work(Session(other)))["trash_seconds"] == seconds
+        inherits = (await paths.stat("/d/inherits")).inode
+        assert (await client.set_policy(inherits, {"replication": "2"}))["trash_seconds"] == "7"
+        await paths.rename("/d/inherits", "/elsewhere")
+        work = work_of(get_policy_command, path=f"gfs://{MASTER}/elsewhere", as_json=True)
+        assert (await work(Session(other)))["trash_seconds"] == "86400"
