@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import trio
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 
 # Waiting may help with these; every other error is the answer.
 _TRY_AGAIN = frozenset({Code.UNREACHABLE, Code.SHUTTING_DOWN, Code.NOT_READY, Code.NO_SERVERS, Code.UNKNOWN_SESSION})
+
+
+_GOODBYE_SECONDS = 1.0
 
 
 class MasterSession:
@@ -176,4 +180,12 @@ class MasterSession:
     async def aclose(self) -> None:
         self._closing = True
         if self._channel is not None:
+            if not self._channel.closed and self._options.caching:
+                await self._say_goodbye(self._channel)
             await self._channel.aclose()
+
+    async def _say_goodbye(self, channel: Channel) -> None:
+        """A greeting without caches and open files: else the master keeps what others unlink, in case we come back."""
+        request = pb.HelloRequest(protocol=PROTOCOL_VERSION, name=self._options.name, client_id=self.client_id)
+        with suppress(GfsError):  # the master finds out when the session is over
+            await channel.call("Hello", request, timeout=_GOODBYE_SECONDS)

@@ -124,3 +124,17 @@ async def test_reading_a_file_in_the_trash_does_not_make_it_writable_after_a_res
         with pytest.raises(GfsError, check=lambda error: error.code is Code.NOT_PERMITTED):
             await one.open(deleted.attr.inode, write=True)
         await file.close()
+
+
+async def test_a_client_that_has_ended_keeps_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_cluster(trash_seconds=0) as cluster, cluster.client("one") as one:
+        for name in ("/a", "/b"):
+            await Paths(one).write(name, b"x")
+        async with cluster.client("two") as two:
+            await Paths(two).list("/")
+            opened = [await two.open(entry.attr.inode) for entry in await Paths(two).list("/")]
+            await one.unlink(ROOT_INODE, b"a")
+            assert (await one.status())["master"]["files"] == 2
+            assert len(opened) == 2
+        await one.unlink(ROOT_INODE, b"b")
+        assert (await one.status())["master"]["files"] == 0
