@@ -7,7 +7,7 @@ chunkservers [0085].
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -44,7 +44,9 @@ class Client(NamespaceOperations):
     """Use `open_client`. All methods raise GfsError."""
 
     def __init__(self, host: str, port: int, env: Env, options: ClientOptions) -> None:
-        session = MasterSession(host, port, env, options, self._invalidate, self._lost_session)
+        session = MasterSession(
+            host, port, env, options, self._invalidate, self._lost_session, self._open_inodes, self._held_unasked
+        )  # fmt: skip
         cache = NamespaceCache(options.cached_inodes_max)
         chunks = Chunks(session, cache, options)
         servers = Chunkservers(env, options.rack, options.attempt_seconds)
@@ -234,6 +236,7 @@ class Client(NamespaceOperations):
         """Runs up to its first await in the order in which the master's messages arrive."""
         self._cache.called_back()
         held = []
+        still_open = [item.inode for item in request.items if item.evicted and self._files.is_open(item.inode)]
         for item in request.items:
             if item.names:
                 self._cache.names_changed(item.inode, list(item.names))
@@ -245,6 +248,7 @@ class Client(NamespaceOperations):
                 self._files.times_set(item.inode)
             if item.writers:
                 self._chunks.sole_writer.discard(item.inode)
+                self._files.written_elsewhere(item.inode)
             if item.chunks:
                 self._chunks.forget(item.inode)
                 self._kept_at_open.pop(item.inode, None)
@@ -255,16 +259,34 @@ class Client(NamespaceOperations):
                     self._session.held.add(item.inode)
                 else:
                     self._files.forget(item.inode)
-        return self._tell_kernel(request, held)
+        return self._tell_kernel(request, pb.InvalidateReply(held=held, open=still_open))
 
-    async def _tell_kernel(self, request: pb.InvalidateRequest, held: list[int]) -> pb.InvalidateReply:
+    async def _tell_kernel(self, request: pb.InvalidateRequest, reply: pb.InvalidateReply) -> pb.InvalidateReply:
         if self.on_invalidate is not None:
             for item in request.items:
                 invalidation = Invalidation(
                     item.inode, list(item.names), item.attr or item.writers or item.unlinked, item.chunks
                 )
                 await self.on_invalidate(invalidation)
-        return pb.InvalidateReply(held=held)
+        return reply
+
+    def _open_inodes(self) -> tuple[list[int], list[int]]:
+        """For the master, to keep what others unlink: files open here for reading only, and for writing."""
+        return self._files.open_inodes()
+
+    def _held_unasked(self, inodes: Sequence[int]) -> None:
+        """The master holds files that were open here when it was greeted; those closed meanwhile it need not."""
+        self._session.held.update(inodes)
+        closed = [inode for inode in inodes if not self._files.is_open(inode)]
+        if closed:
+            self._session_nursery.start_soon(self._release, closed)
+
+    async def _release(self, inodes: list[int]) -> None:
+        self._session.held.difference_update(inodes)
+        try:
+            await self._session.change("Release", pb.ReleaseRequest(inodes=inodes))
+        except GfsError as error:
+            log.warning("event=release_failed error=%r", str(error))
 
     def _lost_session(self) -> None:
         """The master does not cover our caches any more: everything is asked anew."""

@@ -140,6 +140,11 @@ class Files:
         state = self._states.get(inode)
         return state is not None and state.handles > 0
 
+    def open_inodes(self) -> tuple[list[int], list[int]]:
+        """Files with handles: for reading only, and for writing."""
+        opened = [state for state in self._states.values() if state.handles]
+        return [s.inode for s in opened if not s.writers], [s.inode for s in opened if s.writers]
+
     def open(self, inode: int, write: bool) -> FileState:
         state = self._states.get(inode)
         if state is None:
@@ -247,6 +252,12 @@ class Files:
         state = self._states.get(inode)
         if state is not None:
             state.mtime_ns = 0
+
+    def written_elsewhere(self, inode: int) -> None:
+        """Others may write to the first chunk now, though nobody here did."""
+        state = self._states.get(inode)
+        if state is not None:
+            state.unused_chunk = 0
 
     def changed_elsewhere(self, inode: int) -> None:
         """The chunks of the file are others now, or have other versions."""

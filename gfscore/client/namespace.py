@@ -306,6 +306,9 @@ class NamespaceOperations:
         )
         asked = self._cache.moment
         reply = await self._change_holding("Rename", request, replaced if hold else 0)
+        if reply.unchanged:  # both are names of one file: POSIX leaves them as they are
+            self._session.held.discard(replaced)
+            return
         moved = self._cache.find(parent, name) or reply.attr.inode
         self._keep_name(parent, name, 0, asked)
         self._keep_name(new_parent, new_name, 0, asked)
@@ -426,12 +429,15 @@ class NamespaceOperations:
     async def removexattr(self, inode: int, name: bytes) -> None:
         await self._change_unseen(inode, "RemoveXattr", pb.XattrRequest(inode=inode, name=name))
 
-    async def get_policy(self, inode: int) -> dict[str, str]:
-        return dict((await self._session.call("Policy", pb.PolicyRequest(inode=inode))).values)
+    async def get_policy(self, inode: int, parent: int = 0) -> dict[str, str]:
+        """`parent`: the directory of a file, which may say how long it stays in the trash; 0: where it was seen."""
+        parent = parent or self._cache.listed_in.get(inode, 0)
+        return dict((await self._session.call("Policy", pb.PolicyRequest(inode=inode, parent=parent))).values)
 
     async def set_policy(self, inode: int, values: dict[str, str]) -> dict[str, str]:
         """replication, trash_seconds, append_pad, append_sync. Raises INVALID with what would be right."""
-        reply = await self._change_unseen(inode, "Policy", pb.PolicyRequest(inode=inode, values=values))
+        request = pb.PolicyRequest(inode=inode, values=values, parent=self._cache.listed_in.get(inode, 0))
+        reply = await self._change_unseen(inode, "Policy", request)
         self._chunks.forget_grants(inode)  # grants carry the pad byte and sync
         state = self._files.get(inode)
         if state is not None and state.appender is not None:

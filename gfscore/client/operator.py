@@ -8,6 +8,11 @@ from gfscore.client.session import MasterSession
 from gfscore.proto import gfs_pb2 as pb
 
 
+def _address(address: pb.Address) -> str:
+    """Empty for a server of which the master knows no more than its name."""
+    return f"{address.host}:{address.port}" if address.port else ""
+
+
 class OperatorQueries:
     """Plain dictionaries in the shapes that the command line prints as JSON."""
 
@@ -34,7 +39,7 @@ class OperatorQueries:
             "chunkservers": [
                 {
                     "id": entry.server.id,
-                    "address": f"{entry.server.address.host}:{entry.server.address.port}",
+                    "address": _address(entry.server.address),
                     "rack": entry.server.rack,
                     "state": entry.state,
                     "chunks": entry.chunks,

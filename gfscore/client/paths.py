@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import builtins
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 
 from gfscore.client.client import Client
 from gfscore.client.open_file import OpenFile
@@ -23,6 +24,18 @@ def split(path: str | bytes) -> tuple[bytes, bytes]:
     if not name:
         raise GfsError(Code.INVALID, "this needs the path of something below the root")
     return parent or b"/", name
+
+
+_GONE = (Code.NOT_FOUND, Code.STALE_INODE)
+
+
+@contextmanager
+def _gone_is_fine() -> Iterator[None]:
+    try:
+        yield
+    except GfsError as error:
+        if error.code not in _GONE:
+            raise
 
 
 class Paths:
@@ -82,14 +95,22 @@ class Paths:
             after = entries[-1].name if entries else b""
             page, more = await self.client.list_page(inode, after, _LIST_PAGE)
             entries += page
-        for position, (name, attr) in enumerate(entries):
-            if attr.volatile:  # somebody writes it: a listing knows only a lower bound of its length
-                entries[position] = Entry(name, await self.client.getattr(attr.inode, any_length=True))
-        return entries
+        found: builtins.list[Entry] = []
+        for entry in entries:
+            if entry.attr.volatile:  # somebody writes it: a listing knows only a lower bound of its length
+                with _gone_is_fine():
+                    found.append(Entry(entry.name, await self.client.getattr(entry.attr.inode, any_length=True)))
+            else:
+                found.append(entry)
+        return found
 
     async def walk(self, path: str | bytes) -> AsyncIterator[tuple[bytes, Attr]]:
-        """(path relative to `path`, attributes) of everything below it, itself first as b""."""
-        attr = await self.find(path, follow=False)
+        """(path relative to `path`, attributes) of everything below it, itself first as b"".
+
+        Symlinks on the way to `path` are followed, and so is `path` itself: who names one means what it leads to.
+        Those below are not.
+        """
+        attr = await self.find(path)
         waiting = [(b"", attr)]
         while waiting:
             relative, attr = waiting.pop()
@@ -99,7 +120,7 @@ class Paths:
                 try:
                     entries = await self.list_inode(attr.inode)
                 except GfsError as error:
-                    if relative and error.code in (Code.NOT_FOUND, Code.STALE_INODE):
+                    if relative and error.code in _GONE:
                         continue  # removed meanwhile
                     raise
                 waiting += [(prefix + entry.name, entry.attr) for entry in reversed(entries)]
@@ -170,16 +191,37 @@ class Paths:
         parent, name = split(path)
         directory = await self.stat(parent)
         attr = await self.client.lookup(directory.inode, name, any_length=True)
-        await self._remove(directory.inode, name, attr, recursive)
+        if recursive and attr.type == FileType.DIRECTORY:
+            await self._remove_below(attr.inode)
+        await self._remove_one(directory.inode, name, attr)
 
-    async def _remove(self, parent: int, name: bytes, attr: Attr, recursive: bool) -> None:
-        if attr.type != FileType.DIRECTORY:
+    async def _remove_one(self, parent: int, name: bytes, attr: Attr) -> None:
+        if attr.type == FileType.DIRECTORY:
+            await self.client.rmdir(parent, name)
+        else:
             await self.client.unlink(parent, name)
-            return
-        if recursive:
-            for entry in await self.list_inode(attr.inode):
-                await self._remove(attr.inode, entry.name, entry.attr, True)
-        await self.client.rmdir(parent, name)
+
+    async def _remove_below(self, top: int) -> None:
+        """All that is below a directory; what others remove meanwhile is fine.
+
+        A list in the place of a recursion: there is no limit to how deep a tree is.
+        """
+        to_empty = [(top, iter(await self.list_inode(top)))]
+        to_remove: builtins.list[tuple[int, bytes, Attr]] = []  # the directories of `to_empty`, but for the first
+        while to_empty:
+            inode, entries = to_empty[-1]
+            entry = next(entries, None)
+            with _gone_is_fine():
+                if entry is None:
+                    to_empty.pop()
+                    if to_remove:
+                        await self._remove_one(*to_remove.pop())
+                elif entry.attr.type == FileType.DIRECTORY:
+                    below = iter(await self.list_inode(entry.attr.inode))
+                    to_empty.append((entry.attr.inode, below))
+                    to_remove.append((inode, entry.name, entry.attr))
+                else:
+                    await self._remove_one(inode, entry.name, entry.attr)
 
     async def rename(self, path: str | bytes, new_path: str | bytes) -> None:
         parent, name = split(path)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import trio
@@ -28,12 +29,20 @@ log = logging.getLogger(__name__)
 _TRY_AGAIN = frozenset({Code.UNREACHABLE, Code.SHUTTING_DOWN, Code.NOT_READY, Code.NO_SERVERS, Code.UNKNOWN_SESSION})
 
 
+_GOODBYE_SECONDS = 1.0
+
+
 class MasterSession:
-    """See the module. `on_lost` is called when the master no longer covers what this client has cached."""
+    """See the module. `on_lost` is called when the master no longer covers what this client has cached.
+
+    `open_inodes` tells which files are open here, for reading only and for writing; `on_held` which of them lost their
+    last name while this client could not be asked, and are held by the master now.
+    """
 
     def __init__(
-        self, host: str, port: int, env: Env, options: ClientOptions, invalidate: Handler, on_lost: Callable[[], None]
-    ) -> None:
+        self, host: str, port: int, env: Env, options: ClientOptions, invalidate: Handler, on_lost: Callable[[], None],
+        open_inodes: Callable[[], tuple[list[int], list[int]]], on_held: Callable[[Sequence[int]], None],
+    ) -> None:  # fmt: skip
         self.address = f"{host}:{port}"
         self.client_id = 0
         self.hello = pb.HelloReply()
@@ -44,6 +53,8 @@ class MasterSession:
         self._options = options
         self._invalidate = invalidate
         self._on_lost = on_lost
+        self._open_inodes = open_inodes
+        self._on_held = on_held
         self._closing = False
         self._channel: Channel | None = None
         self._connecting = trio.Lock()
@@ -116,12 +127,15 @@ class MasterSession:
         except GfsError:
             self._stream_port = 0  # a restarted master may have another one
             raise
+        reading, writing = self._open_inodes()
         request = pb.HelloRequest(
             protocol=PROTOCOL_VERSION,
             name=self._options.name,
             client_id=self.client_id,
             held_inodes=self.held,
             caching=self._options.caching,
+            read_inodes=reading,
+            written_inodes=writing,
         )
         try:
             reply, _ = await channel.call("Hello", request, timeout=self._options.attempt_seconds)
@@ -133,6 +147,8 @@ class MasterSession:
             self._on_lost()
         self.client_id = reply.client_id
         self.hello = reply
+        if reply.held:
+            self._on_held(reply.held)
         return channel
 
     async def _ask_stream_port(self) -> None:
@@ -164,4 +180,12 @@ class MasterSession:
     async def aclose(self) -> None:
         self._closing = True
         if self._channel is not None:
+            if not self._channel.closed and self._options.caching:
+                await self._say_goodbye(self._channel)
             await self._channel.aclose()
+
+    async def _say_goodbye(self, channel: Channel) -> None:
+        """A greeting without caches and open files: else the master keeps what others unlink, in case we come back."""
+        request = pb.HelloRequest(protocol=PROTOCOL_VERSION, name=self._options.name, client_id=self.client_id)
+        with suppress(GfsError):  # the master finds out when the session is over
+            await channel.call("Hello", request, timeout=_GOODBYE_SECONDS)

@@ -7,7 +7,7 @@ copied to what is created in it, so that reading a policy never walks up the tre
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gfscore.errors import Code, GfsError
 from gfscore.metadata.chunks import file_handles, load_chunk, store_chunk
@@ -132,9 +132,19 @@ def _settings(t: Tables, inode: int) -> dict[str, int]:
 
 
 def effective(t: Tables, inode: int, defaults: Policy) -> Policy:
-    """What holds for `inode`: what was set on it or inherited, else `defaults`. Does not ask whether it exists."""
+    """What holds for `inode`: what was set on it or inherited, else `defaults`. Does not ask whether it exists.
+
+    Inherited trash_seconds of a file are those of its creation: see `effective_in`.
+    """
     settings = _settings(t, inode)
     return _with(defaults, settings) if settings else defaults
+
+
+def effective_in(t: Tables, record: InodeRecord, directory: InodeRecord, defaults: Policy) -> Policy:
+    """What holds for a file while it is in `directory`, which says how long it stays in the trash if nobody set that
+    for the file itself."""
+    found = effective(t, record.inode, defaults)
+    return replace(found, trash_seconds=trash_seconds(t, record, directory, defaults.trash_seconds))
 
 
 def set_policy(tx: Transaction, inode: int, values: Mapping[str, str], *, now_ns: int) -> None:

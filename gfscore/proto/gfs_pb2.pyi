@@ -398,6 +398,8 @@ class HelloRequest(_message.Message):
     CLIENT_ID_FIELD_NUMBER: _builtins.int
     HELD_INODES_FIELD_NUMBER: _builtins.int
     CACHING_FIELD_NUMBER: _builtins.int
+    READ_INODES_FIELD_NUMBER: _builtins.int
+    WRITTEN_INODES_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     name: _builtins.str
     """host:pid or what the operator should see"""
@@ -409,6 +411,12 @@ class HelloRequest(_message.Message):
     def held_inodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """unlinked but still open here"""
 
+    @_builtins.property
+    def read_inodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Files with handles here, so that what others unlink stays for them: open for reading only, and for writing."""
+
+    @_builtins.property
+    def written_inodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
@@ -417,10 +425,12 @@ class HelloRequest(_message.Message):
         client_id: _builtins.int = ...,
         held_inodes: _abc.Iterable[_builtins.int] | None = ...,
         caching: _builtins.bool = ...,
+        read_inodes: _abc.Iterable[_builtins.int] | None = ...,
+        written_inodes: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caching", b"caching", "client_id", b"client_id", "held_inodes", b"held_inodes", "name", b"name", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caching", b"caching", "client_id", b"client_id", "held_inodes", b"held_inodes", "name", b"name", "protocol", b"protocol", "read_inodes", b"read_inodes", "written_inodes", b"written_inodes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -437,6 +447,7 @@ class HelloReply(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     MASTER_EPOCH_FIELD_NUMBER: _builtins.int
     RESUMED_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
     client_id: _builtins.int
     cluster_id: _builtins.str
     chunk_size: _builtins.int
@@ -450,6 +461,10 @@ class HelloReply(_message.Message):
     def address(self) -> Global___Address:
         """of the master: control port and stream port"""
 
+    @_builtins.property
+    def held(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of the files that the client has open: they lost their last name, Release them"""
+
     def __init__(
         self,
         *,
@@ -460,10 +475,11 @@ class HelloReply(_message.Message):
         address: Global___Address | None = ...,
         master_epoch: _builtins.int = ...,
         resumed: _builtins.bool = ...,
+        held: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "chunk_size", b"chunk_size", "client_id", b"client_id", "cluster_id", b"cluster_id", "master_epoch", b"master_epoch", "resumed", b"resumed", "session_seconds", b"session_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "chunk_size", b"chunk_size", "client_id", b"client_id", "cluster_id", b"cluster_id", "held", b"held", "master_epoch", b"master_epoch", "resumed", b"resumed", "session_seconds", b"session_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -935,6 +951,9 @@ class RenameReply(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     NEW_PARENT_FIELD_NUMBER: _builtins.int
     REPLACED_FIELD_NUMBER: _builtins.int
+    UNCHANGED_FIELD_NUMBER: _builtins.int
+    unchanged: _builtins.bool
+    """both names are of one file: nothing happened"""
     @_builtins.property
     def attr(self) -> Global___Attr:
         """of what was moved"""
@@ -954,10 +973,11 @@ class RenameReply(_message.Message):
         parent: Global___Attr | None = ...,
         new_parent: Global___Attr | None = ...,
         replaced: Global___Attr | None = ...,
+        unchanged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attr", b"attr", "new_parent", b"new_parent", "parent", b"parent", "replaced", b"replaced"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attr", b"attr", "new_parent", b"new_parent", "parent", b"parent", "replaced", b"replaced"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attr", b"attr", "new_parent", b"new_parent", "parent", b"parent", "replaced", b"replaced", "unchanged", b"unchanged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1446,7 +1466,10 @@ class PolicyRequest(_message.Message):
     CALLER_FIELD_NUMBER: _builtins.int
     INODE_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
     inode: _builtins.int
+    parent: _builtins.int
+    """where the file is, if that is known: its inherited trash_seconds are what holds there now"""
     @_builtins.property
     def id(self) -> Global___RequestId: ...
     @_builtins.property
@@ -1462,10 +1485,11 @@ class PolicyRequest(_message.Message):
         caller: Global___Caller | None = ...,
         inode: _builtins.int = ...,
         values: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        parent: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "id", b"id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "id", b"id", "inode", b"inode", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "id", b"id", "inode", b"inode", "parent", b"parent", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2085,6 +2109,7 @@ class InvalidateRequest(_message.Message):
         WRITERS_FIELD_NUMBER: _builtins.int
         TIMES_FIELD_NUMBER: _builtins.int
         CUT_FIELD_NUMBER: _builtins.int
+        EVICTED_FIELD_NUMBER: _builtins.int
         inode: _builtins.int
         attr: _builtins.bool
         chunks: _builtins.bool
@@ -2097,6 +2122,8 @@ class InvalidateRequest(_message.Message):
         """its mtime was set: that of what you wrote before counts no more"""
         cut: _builtins.bool
         """neither does its length"""
+        evicted: _builtins.bool
+        """not watched any more if it is not open: answer whether it is"""
         @_builtins.property
         def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
             """entries of this directory that changed"""
@@ -2112,10 +2139,11 @@ class InvalidateRequest(_message.Message):
             writers: _builtins.bool = ...,
             times: _builtins.bool = ...,
             cut: _builtins.bool = ...,
+            evicted: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["attr", b"attr", "chunks", b"chunks", "cut", b"cut", "inode", b"inode", "names", b"names", "times", b"times", "unlinked", b"unlinked", "writers", b"writers"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["attr", b"attr", "chunks", b"chunks", "cut", b"cut", "evicted", b"evicted", "inode", b"inode", "names", b"names", "times", b"times", "unlinked", b"unlinked", "writers", b"writers"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2140,18 +2168,24 @@ class InvalidateReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HELD_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def held(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """unlinked inodes that are open here"""
+
+    @_builtins.property
+    def open(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """evicted ones that are: the master goes on watching them"""
 
     def __init__(
         self,
         *,
         held: _abc.Iterable[_builtins.int] | None = ...,
+        open: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "open", b"open"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

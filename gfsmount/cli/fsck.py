@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gfsmount.cli.options import json_option, master_option
 
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+_TRASH = "/.trash"
 _FILES_AT_ONCE = 8
 _RECHECK_SECONDS = 2.0
 
@@ -19,7 +23,9 @@ _RECHECK_SECONDS = 2.0
 @click.option("--repair", is_flag=True, help="Have what is wrong repaired where that is safe, and wait for it.")
 @click.option("--wait", "wait_seconds", type=float, default=120.0, help="How long --repair waits (default 120 s).")
 def command(path: str | None, as_json: bool, master: str | None, repair: bool, wait_seconds: float) -> int:
-    """Read and verify every replica of every chunk of PATH (default: all). Exit status 1 if something is wrong.
+    """Read and verify every replica of every chunk of PATH (default: all, and the trash).
+
+    Exit status 1 if something is wrong.
 
     Kinds of problems: corrupt, missing, stale (an older version), unreachable (its chunkserver), unequal (replicas
     that should be the same and are not), under_replicated, over_replicated, lost (no undamaged replica is left).
@@ -28,7 +34,8 @@ def command(path: str | None, as_json: bool, master: str | None, repair: bool, w
 
     from gfscore.client import Attr, FileType
     from gfscore.client.verify import Verifier
-    from gfscore.errors import GfsError
+    from gfscore.errors import Code, GfsError
+    from gfscore.ids import ROOT_INODE
     from gfsmount.cli.cluster_client import Session, on_cluster
     from gfsmount.cli.output import meter, print_json, shown
     from gfsmount.cli.targets import Target, default_address, target
@@ -36,24 +43,40 @@ def command(path: str | None, as_json: bool, master: str | None, repair: bool, w
     where = target(path, master) if path is not None else Target(default_address(master), "/", "/")
     found: dict[str, Any] = {}
 
+    async def everything(session: Session) -> AsyncIterator[tuple[str, Attr]]:
+        """Path and attributes. With all of the file system goes its trash, which no listing shows: what is in there can
+        be restored."""
+        base, whole = where.path.rstrip("/"), False
+        async for name, attr in session.paths.walk(where.path):
+            yield f"{base}/{shown(name)}" if name else where.path, attr
+            whole = whole or attr.inode == ROOT_INODE
+        if not whole:
+            return
+        found["notes"] = []
+        try:
+            async for name, attr in session.paths.walk(_TRASH):
+                yield f"{_TRASH}/{shown(name)}", attr
+        except GfsError as error:
+            if error.code is not Code.NOT_FOUND:  # nothing was ever deleted
+                raise
+
     async def check_all(session: Session, verifier: Verifier) -> None:
         limit = trio.Semaphore(_FILES_AT_ONCE)
         seen: set[int] = set()
 
-        async def bounded(name: bytes, attr: Attr) -> None:
+        async def bounded(path: str, attr: Attr) -> None:
             try:
-                full = f"{where.path.rstrip('/')}/{shown(name)}" if name else where.path
-                await verifier.check(full, attr.inode)
+                await verifier.check(path, attr.inode)
             finally:
                 limit.release()
 
         async with trio.open_nursery() as nursery:
-            async for name, attr in session.paths.walk(where.path):
+            async for full, attr in everything(session):
                 if attr.type == FileType.FILE and attr.inode not in seen:
                     seen.add(attr.inode)
                     # Taken here, not in the task: at most so many tasks exist, however many files there are.
                     await limit.acquire()
-                    nursery.start_soon(bounded, name, attr)
+                    nursery.start_soon(bounded, full, attr)
         await verifier.settle()
 
     async def wait_for_repair(session: Session, verifier: Verifier) -> None:
@@ -69,7 +92,7 @@ def command(path: str | None, as_json: bool, master: str | None, repair: bool, w
                 await trio.sleep(_RECHECK_SECONDS)
                 await verifier.recheck()
 
-    async def work(session: Session) -> None:
+    async def work(session: Session) -> dict[str, Any]:
         with meter("verifying") as progress:
 
             def advance(more: int, done: int) -> None:
@@ -82,7 +105,7 @@ def command(path: str | None, as_json: bool, master: str | None, repair: bool, w
                 before = verifier.problems
                 if repair:
                     await wait_for_repair(session, verifier)
-                if where.path == "/":
+                if "notes" in found:
                     found["notes"] = await _notes(session, verifier)
             finally:
                 await verifier.aclose()
@@ -92,6 +115,7 @@ def command(path: str | None, as_json: bool, master: str | None, repair: bool, w
             left = {(problem.handle, problem.server, problem.kind) for problem in verifier.problems}
             gone = [p.as_dict() for p in before if (p.handle, p.server, p.kind) not in left]
             found["repaired"] = gone
+        return found
 
     on_cluster(where.address, work)
     if as_json:
@@ -107,7 +131,7 @@ async def _notes(session: Any, verifier: Any) -> list[dict[str, Any]]:
     for server in (await session.client.status())["chunkservers"]:
         extra = server["chunks"] - verifier.replicas_by_server.get(server["id"], 0)
         if extra > 0:
-            text = f"{extra} chunks of no file that has a path: deleted, held open, or orphaned and soon collected"
+            text = f"{extra} chunks of no file that has a path: held open, or orphaned and soon collected"
             notes.append({"kind": "orphan", "server": server["id"], "count": extra, "message": text})
     return notes
 

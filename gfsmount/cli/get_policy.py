@@ -13,6 +13,8 @@ from gfsmount.cli.options import json_option, master_option
 @master_option
 def command(path: str, as_json: bool, master: str | None) -> None:
     """Show the policies that hold for PATH."""
+    from gfscore.client.paths import split
+    from gfscore.ids import ROOT_INODE
     from gfsmount.cli.cluster_client import Session, on_cluster
     from gfsmount.cli.output import print_json
     from gfsmount.cli.targets import target
@@ -20,7 +22,11 @@ def command(path: str, as_json: bool, master: str | None) -> None:
     where = target(path, master)
 
     async def work(session: Session) -> dict[str, str]:
-        return await session.client.get_policy((await session.find(where)).inode)
+        attr = await session.find(where)
+        parent = 0
+        if (await session.find(where, follow=False)).inode == attr.inode != ROOT_INODE:  # else it is somewhere else
+            parent = (await session.paths.find(split(where.path)[0])).inode
+        return await session.client.get_policy(attr.inode, parent)
 
     values = on_cluster(where.address, work)
     if as_json:

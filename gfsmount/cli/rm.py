@@ -32,7 +32,8 @@ def command(paths: tuple[str, ...], recursive: bool, force: bool, master: str | 
                 with about(where):
                     await session.paths.remove(where.path, recursive)
             except GfsError as error:
-                if not (force and error.code is Code.NOT_FOUND):
+                # That is the path itself: `remove` does not mind what is gone below it.
+                if not (force and error.code in (Code.NOT_FOUND, Code.STALE_INODE)):
                     raise
 
     on_cluster(unwanted[0].address, work)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gfscore.ids import TRASH_INODE
 from gfsmount.cli.options import json_option, master_option
 
 if TYPE_CHECKING:
@@ -30,17 +31,19 @@ def command() -> None:
 
 
 @command.command("ls")
-@click.argument("path", required=False)
+@click.argument("path", required=False, metavar="[PATH_OR_ENTRY]")
 @json_option
 @master_option
 def ls(path: str | None, as_json: bool, master: str | None) -> None:
-    """List deleted files that were at or below PATH (default: all)."""
+    """List deleted files that were at or below PATH (default: all), or one entry by its name."""
     from gfsmount.cli.cluster_client import on_cluster
     from gfsmount.cli.output import print_json, print_table
 
     place = _place(path, master)
 
     async def work(session: Session) -> list[dict[str, Any]]:
+        if place.entry:
+            return [await _row(session, await session.client.trash.find(place.entry))]
         return [await _row(session, file) for file in await session.client.trash.list(place.path)]
 
     rows = on_cluster(place.address, work)
@@ -93,16 +96,26 @@ def restore(paths: tuple[str, ...], to: str | None, master: str | None) -> int:
 
 
 @command.command("empty")
-@click.argument("path", required=False)
+@click.argument("path", required=False, metavar="[PATH_OR_ENTRY]")
 @click.option("--older-than", type=click.IntRange(min=0), default=0, metavar="SECONDS", help="Deleted so long ago.")
 @master_option
 def empty(path: str | None, older_than: int, master: str | None) -> None:
-    """Reclaim deleted files that were at or below PATH (default: all) now. They cannot be restored any more."""
+    """Reclaim deleted files that were at or below PATH (default: all) now. They cannot be restored any more.
+
+    An entry, a name as `gfs trash ls` shows it, is reclaimed alone.
+    """
     from gfsmount.cli.cluster_client import on_cluster
+    from gfsmount.cli.usage import UsageProblem
 
     place = _place(path, master)
+    if place.entry and older_than:
+        raise UsageProblem("--older-than chooses among deleted files: it does not go with one entry")
 
     async def work(session: Session) -> int:
+        if place.entry:
+            await session.client.trash.find(place.entry)  # or NOT_FOUND, which says where to look
+            await session.client.unlink(TRASH_INODE, place.entry)
+            return 1
         return await session.client.trash.empty(place.path, older_than_seconds=older_than)
 
     files = on_cluster(place.address, work)
@@ -114,7 +127,10 @@ def empty(path: str | None, older_than: int, master: str | None) -> None:
 
 @dataclass(frozen=True)
 class _Place:
-    """A path inside the file system, without a slash at its end and empty for all of it; or an entry of the trash."""
+    """A path inside the file system, without a slash at its end and empty for all of it; or an entry of the trash.
+
+    The path of an entry is the one in the trash directory: never the empty one, which stands for everything.
+    """
 
     address: str
     path: bytes
@@ -127,7 +143,8 @@ def _place(typed: str | None, master: str | None) -> _Place:
     if typed is None:
         return _Place(default_address(master), b"")
     if _ENTRY.match(typed):
-        return _Place(default_address(master), b"", os.fsencode(typed))
+        entry = os.fsencode(typed)
+        return _Place(default_address(master), _DIRECTORY + b"/" + entry, entry)
     where = target(typed, master)
     path = os.fsencode(where.path).rstrip(b"/")
     if path.startswith(_DIRECTORY + b"/"):

@@ -38,7 +38,7 @@ _FILE_INFO_CHUNKS_MAX = 100_000
 class Admin:
     def __init__(
         self, state: MasterState, env: Env, calls: Calls, sessions: Sessions, servers: Servers, leases: LeaseBook,
-        chunk_calls: ChunkCalls, repair: Repair, defaults: Policy, chunk_size: int,
+        chunk_calls: ChunkCalls, repair: Repair, defaults: Policy, chunk_size: int, down_seconds: float,
     ) -> None:  # fmt: skip
         self.address = pb.Address()
         self._state = state
@@ -51,6 +51,7 @@ class Admin:
         self._repair = repair
         self._defaults = defaults
         self._chunk_size = chunk_size
+        self._down_seconds = down_seconds
         self._started = env.clock.boottime()
         self._health = (0, 0, 0, 0)
         self._on_draining: Counter[str] = Counter()  # chunks that count on a draining server
@@ -111,6 +112,11 @@ class Admin:
             )
             if server.id in self._servers.draining:
                 self._say_what_is_left(reply.chunkservers[-1], server)
+        if now - self._started > self._down_seconds:
+            for server_id in self._servers.unheard:
+                if server_id not in self._servers.by_id:  # known from before the start: its address is not
+                    entry = reply.chunkservers.add(state="down", heard_seconds_ago=now - self._started)
+                    entry.server.id = server_id
         self._repair.report(reply)
         return reply
 

@@ -11,8 +11,10 @@ from gfscore.metadata import policies, xattrs
 from gfscore.metadata.attributes import set_attributes
 from gfscore.metadata.chunks import file_handles, load_chunk
 from gfscore.metadata.inodes import FileType, load, load_file
+from gfscore.metadata.keys import pack8
 from gfscore.metadata.lengths import Truncated, commit_length, truncate
 from gfscore.metadata.locks import inode_key
+from gfscore.metadata.tables import INODES
 from gfscore.metadata.transaction import Transaction
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.rpc.transport import CallContext
@@ -218,11 +220,16 @@ class Attributes:
                 if "replication" in values:
                     self._servers.dirty.update(self._chunks_of(request.inode))
                 told = self._sessions.told([Item(inode=request.inode, attr=True, chunks=True)], session)
-            load(self._state.tables, request.inode)
-            found = policies.effective(self._state.tables, request.inode, self._defaults)
-            return pb.PolicyReply(values=policies.as_text(found)), told
+            return pb.PolicyReply(values=policies.as_text(self._policy_in(request.inode, request.parent))), told
 
         return self._calls.quick(lambda: self._keys(request.inode), operation)
+
+    def _policy_in(self, inode: int, parent: int) -> policies.Policy:
+        tables = self._state.tables
+        record = load(tables, inode)
+        if record.type is FileType.DIRECTORY or not parent or tables.get(INODES, pack8(parent)) is None:
+            return policies.effective(tables, inode, self._defaults)
+        return policies.effective_in(tables, record, load(tables, parent), self._defaults)
 
     def _chunks_of(self, inode: int) -> list[int]:
         record = load(self._state.tables, inode)

@@ -7,16 +7,18 @@ alive. Until the answers are in, its name and the file itself are locked, so tha
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from gfscore.env import Env
-from gfscore.ids import TRASH_INODE
 from gfscore.metadata import remove
 from gfscore.metadata import rename as renaming
 from gfscore.metadata.inodes import FileType, load
+from gfscore.metadata.keys import pack8
 from gfscore.metadata.locks import directory_key, inode_key, path_reads
 from gfscore.metadata.lookup import find
 from gfscore.metadata.policies import Policy
+from gfscore.metadata.tables import INODES
 from gfscore.metadata.transaction import Transaction
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.rpc.transport import CallContext
@@ -28,6 +30,8 @@ from gfscore.server.master.locking import Keys, Locks, name_keys
 from gfscore.server.master.servers import Servers
 from gfscore.server.master.sessions import Item, Session, Sessions, Told
 from gfscore.server.master.state import MasterState
+
+_DROPPED_AT_ONCE = 1000  # orphans, in between other calls have their turn
 
 Decide = Callable[[Transaction, bool], tuple[Any, remove.Removed | None]]
 """Decide with or without holding what loses its last name: the core's result, and what was removed."""
@@ -58,9 +62,6 @@ class Removing:
             if request.directory:
                 removed = remove.rmdir(tx, parent=parent, name=name, now_ns=now_ns, hold=hold)
             else:
-                if parent == TRASH_INODE:
-                    inode = find(tx, parent, name)
-                    hold = hold or (inode is not None and self.maybe_held(inode))
                 removed = remove.unlink(
                     tx, parent=parent, name=name, now_ns=now_ns, hold=hold, trash_seconds=self._trash_seconds
                 )
@@ -82,7 +83,7 @@ class Removing:
             return reply, self._sessions.told(items, session)
 
         def repeated(outcome: tuple[int, ...]) -> pb.UnlinkReply:
-            return pb.UnlinkReply(inode=outcome[0])
+            return pb.UnlinkReply(inode=outcome[0], attr=self._left(outcome[0], session))
 
         def keys() -> Keys:
             return self._keys((request.parent, request.name))
@@ -108,12 +109,14 @@ class Removing:
                 attr=attr_of(load(tx, renamed.moved)),
                 parent=attr_of(load(tx, request.parent)),
                 new_parent=attr_of(load(tx, request.new_parent)),
+                unchanged=not renamed.changed,
             )
             if renamed.replaced is not None and not renamed.replaced.last_link:
                 left = load(tx, renamed.replaced.inode)
                 self._sessions.watch_any(session, left)
                 reply.replaced.CopyFrom(attr_of(left))
-            self._calls.commit(tx, request.id, renamed.moved)
+            replaced = 0 if renamed.replaced is None else renamed.replaced.inode
+            self._calls.commit(tx, request.id, renamed.moved, replaced, int(renamed.changed))
             if not renamed.changed:
                 return reply, {}
             for directory in (request.parent, request.new_parent):
@@ -131,12 +134,25 @@ class Removing:
             return reply, self._sessions.told(items, session)
 
         def repeated(outcome: tuple[int, ...]) -> pb.RenameReply:
-            return pb.RenameReply()
+            # One number alone was remembered by an older version.
+            _, replaced, changed = outcome if len(outcome) == 3 else (outcome[0], 0, 1)
+            return pb.RenameReply(replaced=self._left(replaced, session), unchanged=not changed)
 
         def keys() -> Keys:
             return self._keys((request.parent, request.name), (request.new_parent, request.new_name))
 
         return self._removal(request.id, session, request.hold_replaced, keys, decide, answer, repeated)
+
+    def _left(self, inode: int, session: Session | None) -> pb.Attr | None:
+        """What there is of a file that lost a name, for an answer that is given again; None if it has no other."""
+        tables = self._state.tables
+        if not inode or tables.get(INODES, pack8(inode)) is None:
+            return None
+        left = load(tables, inode)
+        if not left.nlink:
+            return None
+        self._sessions.watch_any(session, left)
+        return attr_of(left)
 
     def _keys(self, *names: tuple[int, bytes]) -> Keys:
         """The names, and whatever they stand for: a directory with all that is below it."""
@@ -166,6 +182,15 @@ class Removing:
                 and self._sessions.watched(removed.inode, session)
             )
 
+        def unasked(removed: remove.Removed | None) -> bool:
+            """Who cannot be asked now may have it open."""
+            return (
+                removed is not None
+                and removed.last_link
+                and not (removed.directory or removed.held or removed.trashed)
+                and self.maybe_held(removed.inode)
+            )
+
         def finish(tx: Transaction, result: Any, removed: remove.Removed | None) -> tuple[Any, Told]:
             reply = answer(tx, result)
             if removed is not None and removed.last_link:
@@ -183,6 +208,9 @@ class Removing:
             result, removed = decide(tx, hold)
             if ask_first(removed):
                 return None, {}
+            if unasked(removed):
+                tx = self._state.begin()
+                result, removed = decide(tx, True)
             return finish(tx, result, removed)
 
         async def asking() -> Any:
@@ -196,7 +224,7 @@ class Removing:
                     told = self._sessions.told([Item(inode=removed.inode, attr=True, unlinked=True)], session)
                     held = bool(await self._sessions.tell(told))
                 tx = self._state.begin()
-                result, removed = decide(tx, hold or held)
+                result, removed = decide(tx, hold or held or unasked(removed))
                 reply, told = finish(tx, result, removed)
             return await self._calls.told(reply, told)
 
@@ -237,13 +265,16 @@ class Removing:
     def drop_orphans(self, inodes: list[int] | None = None) -> None:
         """Delete the orphans (all, or those of `inodes`) that no session holds, unless one may still come back.
 
-        Called for all now and then: what there is no room for now goes another time.
+        Called for all now and then: what there is no room for now goes another time, and what is too much at once.
         """
         if self._sessions.awaiting:
             return
         held = self._sessions.held
         with put_off_when_full():
-            for inode in list(remove.orphans(self._state.tables)) if inodes is None else inodes:
+            if inodes is None:  # after a start of the master there may be all that was unlinked until now
+                unwanted = (inode for inode in remove.orphans(self._state.tables) if not held(inode))
+                inodes = list(islice(unwanted, _DROPPED_AT_ONCE))
+            for inode in inodes:
                 if not held(inode):
                     tx = self._state.begin()
                     freed = remove.release_orphan(tx, inode)

@@ -90,15 +90,16 @@ class Master:
         self._repair = Repair(state, env, config, servers, cloning, safe_mode, nursery)
         self._drain = Drain(servers)
         self._admin = Admin(
-            state, env, calls, sessions, servers, leases, chunk_calls, self._repair, defaults, chunk_size
-        )
+            state, env, calls, sessions, servers, leases, chunk_calls, self._repair, defaults, chunk_size,
+            config.down_seconds,
+        )  # fmt: skip
         greeting = pb.HelloReply(
             cluster_id=state.cluster_id,
             chunk_size=chunk_size,
             session_seconds=config.lease_seconds,
             master_epoch=state.applied + 1,
         )
-        self._clients = Clients(sessions, leases, self._lengths, self._removing, greeting, nursery)
+        self._clients = Clients(state, sessions, leases, self._lengths, self._removing, greeting, nursery)
 
     def service(self) -> dict[str, Handler]:
         """The handlers of the proto service `Master`, the same for gRPC and framed streams."""

@@ -304,6 +304,8 @@ class Servers:
         if server is not None:
             self.end_session(server)
             del self.by_id[server_id]
+            for handle in [h for h, servers in self.locations.items() if any(s.id == server_id for s in servers)]:
+                self.lacks(handle, server_id)
         self._signal()
 
     @property

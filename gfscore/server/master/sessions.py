@@ -2,7 +2,8 @@
 
 A session lives on a framed stream (or, without caches, on gRPC calls). Whoever was told about an inode is asked to
 forget it before the change is answered. A stream that breaks leaves its session for `session_seconds`, for the client
-to come back; what it missed meanwhile makes its caches void.
+to come back; what it missed meanwhile makes its caches void. It stays among the watchers so long: it may have any file
+that it was told about open, and such a file is kept for it when it loses its last name.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ Item = pb.InvalidateRequest.Item
 class Session:
     """One client. `channel` is None over gRPC and while its stream is broken."""
 
-    __slots__ = ("caching", "channel", "client_id", "directories", "files", "heard", "held", "missed", "name")
+    __slots__ = (
+        "caching", "channel", "client_id", "directories", "evicting", "files", "heard", "held", "missed", "name",
+    )  # fmt: skip
 
     def __init__(self, client_id: int) -> None:
         self.client_id = client_id
@@ -44,6 +47,7 @@ class Session:
         self.channel: Channel | None = None
         self.caching = False
         self.files: dict[int, None] = {}  # in the order in which it was told
+        self.evicting: set[int] = set()  # asked whether they are open; still watched, and not in `files`
         self.directories: set[int] = set()
         self.held: set[int] = set()  # unlinked inodes that it has open
         self.missed = False  # something changed while its stream was broken
@@ -112,7 +116,7 @@ class Sessions:
     def hello(self, request: pb.HelloRequest, context: CallContext) -> tuple[Session, bool]:
         """Begin or take up a session: it, and whether what the client has cached is still right.
 
-        Unlinked inodes that it held are exactly `held_inodes` from now on; the caller releases the others.
+        The caller sees to what it has open.
         """
         channel = context.session
         session = self._by_id.get(request.client_id)
@@ -188,7 +192,10 @@ class Sessions:
         if session is None or not session.caching or inode in session.files:
             return
         session.files[inode] = None
-        self._add(session, inode)
+        if inode in session.evicting:  # what it is being told comes behind what it is asked to forget
+            session.evicting.discard(inode)
+        else:
+            self._add(session, inode)
         if len(session.files) > WATCHED_FILES_MAX:
             self._evict(session)
 
@@ -212,6 +219,7 @@ class Sessions:
             return
         for session in watchers if isinstance(watchers, tuple) else (watchers,):
             session.files.pop(inode, None)
+            session.evicting.discard(inode)
             session.directories.discard(inode)
 
     def _add(self, session: Session, inode: int) -> None:
@@ -232,19 +240,30 @@ class Sessions:
             del self._watchers[inode]
 
     def _forget_all(self, session: Session) -> None:
-        for inode in (*session.files, *session.directories):
+        for inode in (*session.files, *session.evicting, *session.directories):
             self._remove(session, inode)
         session.files.clear()
+        session.evicting.clear()
         session.directories.clear()
 
     def _evict(self, session: Session) -> None:
-        """Too many: have the client forget the ones it was told of first."""
+        """Too many: have the client forget the ones it was told of first, but for those that it has open."""
         oldest = [inode for inode, _ in zip(session.files, range(_EVICTED_AT_ONCE), strict=False)]
-        items = [Item(inode=inode, attr=True, chunks=True) for inode in oldest]
         for inode in oldest:
             del session.files[inode]
-            self._remove(session, inode)
-        self._nursery.start_soon(self.tell, {session: items})
+        session.evicting.update(oldest)
+        self._nursery.start_soon(self._evicted, session, oldest)
+
+    async def _evicted(self, session: Session, inodes: list[int]) -> None:
+        items = [Item(inode=inode, attr=True, chunks=True, evicted=True) for inode in inodes]
+        reply = await self._ask(session, items)
+        still_open = set(inodes) if reply is None else set(reply.open)
+        for inode in session.evicting.intersection(inodes):  # without those that it was told of again meanwhile
+            session.evicting.discard(inode)
+            if inode in still_open:
+                session.files[inode] = None
+            else:
+                self._remove(session, inode)
 
     # ------------------------------------------------------------ calling back
 
@@ -281,16 +300,21 @@ class Sessions:
         return held
 
     async def _tell_one(self, session: Session, items: list[Item], held: set[int]) -> None:
+        reply = await self._ask(session, items)
+        mine = {item.inode for item in items if item.unlinked}
+        if reply is not None:
+            mine.intersection_update(reply.held)
+        session.held |= mine
+        held |= mine
+
+    async def _ask(self, session: Session, items: list[Item]) -> pb.InvalidateReply | None:
+        """What the client answers; None if it cannot: it has to ask anew for all it knows when it is back."""
         channel = session.channel
-        unlinked = {item.inode for item in items if item.unlinked}
         if channel is not None:
             try:
                 request = pb.InvalidateRequest(items=items)
                 reply, _ = await channel.call("Invalidate", request, timeout=_ANSWER_SECONDS)
-                mine = unlinked.intersection(reply.held)
-                session.held |= mine
-                held |= mine
-                return
+                return reply  # type: ignore[no-any-return]
             except GfsError as error:
                 log.warning(
                     "event=session_dropped client=%d name=%r error=%r", session.client_id, session.name, str(error)
@@ -298,6 +322,4 @@ class Sessions:
                 self._detach(session, channel)
                 await channel.aclose()
         session.missed = True
-        self._forget_all(session)
-        session.held |= unlinked
-        held |= unlinked
+        return None

@@ -34,6 +34,19 @@ class Snapshots:
 
     async def snapshot(self, request: pb.SnapshotRequest, context: CallContext) -> pb.AttrReply:
         """Handler of `Snapshot`. No lease is given out, and nothing is created below the source, until it is done."""
+        try:
+            return await self._snapshot(request, context)
+        except GfsError:
+            done = self._done_before(request)
+            if done is None:
+                raise
+            return done  # whatever has become of the source since, the copy was made
+
+    def _done_before(self, request: pb.SnapshotRequest) -> pb.AttrReply | None:
+        outcome = self._calls.outcome(request.id)
+        return None if outcome is None else pb.AttrReply(attr=attr_of(load(self._state.tables, outcome[0])))
+
+    async def _snapshot(self, request: pb.SnapshotRequest, context: CallContext) -> pb.AttrReply:
         session = self._sessions.of_change(request.id, context)
         source, new_parent = request.source, request.new_parent
         tables = self._state.tables
@@ -47,9 +60,9 @@ class Snapshots:
 
         told: Told = {}
         async with self._locks.hold(keys):
-            outcome = self._calls.outcome(request.id)
-            if outcome is not None:
-                return pb.AttrReply(attr=attr_of(load(tables, outcome[0])))
+            done = self._done_before(request)
+            if done is not None:
+                return done
             self._refuse_early(request)
             # A file whose length is not pending has no writer: its lease, if any, is in nobody's hands.
             pending = pending_below(tables, source)

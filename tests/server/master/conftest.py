@@ -162,14 +162,15 @@ class TwinClient:
         self.requests = 0
         self.channel: Channel | None = None
 
-    async def connect(self, held: list[int] | None = None) -> TwinClient:
+    async def connect(self, held: list[int] | None = None, written: list[int] | None = None) -> TwinClient:
         transport = self.world.network.transport(self.name)
         self.channel = await transport.open_stream(
             "m", self.world.stream_port, "Master", callbacks={"ClientCallback": {"Invalidate": self._invalidate}}
         )
         request = pb.HelloRequest(
-            protocol=1, name=self.name, client_id=self.client_id, held_inodes=held or [], caching=self.caching
-        )
+            protocol=1, name=self.name, client_id=self.client_id, held_inodes=held or [], caching=self.caching,
+            written_inodes=written or [],
+        )  # fmt: skip
         self.hello = await self.call("Hello", request)
         self.client_id = self.hello.client_id
         return self

@@ -121,6 +121,28 @@ async def test_held_files_survive_a_restart_if_declared_again(world: Any, autoju
     assert await _gone(client, dropped)
 
 
+async def test_who_comes_back_while_others_are_asked_keeps_what_is_being_unlinked(
+    world: Any, autojump_clock: Any
+) -> None:
+    writer, holder, slow = await world.client("w"), await world.client("h"), await world.client("s")
+    inode = (await writer.create(b"f")).attr.inode
+    await holder.lookup(b"f")
+    await slow.lookup(b"f")
+    await holder.channel.aclose()
+    await trio.sleep(0.1)
+
+    async def come_back() -> None:
+        await holder.connect(written=[inode])
+
+    slow.before_answer = come_back
+    await writer.unlink(b"f")
+    assert list(holder.hello.held) == [inode]
+    await trio.sleep(10)
+    assert not await _gone(writer, inode)
+    await holder.change("Release", pb.ReleaseRequest(inodes=[inode]))
+    assert await _gone(writer, inode)
+
+
 async def _gone(client: Any, inode: int) -> bool:
     from gfscore.errors import Code, GfsError
 

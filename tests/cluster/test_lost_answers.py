@@ -1,0 +1,111 @@
+"""A change whose answer is lost is asked for again: what the client knows then is what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio.testing
+from memory_cluster import memory_cluster
+
+from gfscore.client import Client
+from gfscore.client.paths import Paths
+from gfscore.errors import Code, GfsError
+from gfscore.ids import ROOT_INODE
+
+
+class _Losing:
+    """The client's stream, on which the next answer to `method` is lost; `before` the client asks again."""
+
+    def __init__(self, client: Client, method: str, before: Callable[[], Awaitable[None]] | None = None) -> None:
+        self._client = client
+        self._channel: Any = client._session._channel
+        self._method = method
+        self._before = before
+        client._session._channel = self  # type: ignore[assignment]
+
+    async def call(self, name: str, request: Any, **options: Any) -> Any:
+        reply = await self._channel.call(name, request, **options)
+        if name != self._method:
+            return reply
+        self._client._session._channel = self._channel
+        if self._before is not None:
+            await self._before()
+        raise GfsError(Code.UNREACHABLE, "the answer is lost")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
+
+
+async def names(client: Client) -> list[bytes]:
+    return [entry.name for entry in await Paths(client).list("/")]
+
+
+async def test_an_unlink_of_one_of_two_names_leaves_an_open_file_as_it_is(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        await Paths(one).write("/a", b"x")
+        inode = (await Paths(one).stat("/a")).inode
+        await one.link(inode, ROOT_INODE, b"b")
+        file = await one.open(inode, write=True)
+        _Losing(one, "Unlink")
+        await one.unlink(ROOT_INODE, b"a")
+        assert (await one.getattr(inode)).nlink == 1
+        assert not one._session.held
+        await file.write(0, b"yy")
+        await file.close()
+        assert await Paths(two).read("/b") == b"yy"
+
+
+async def test_a_rename_over_one_of_two_names_leaves_an_open_file_as_it_is(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one:
+        paths = Paths(one)
+        await paths.write("/a", b"x")
+        await paths.write("/new", b"new")
+        inode = (await paths.stat("/a")).inode
+        await one.link(inode, ROOT_INODE, b"b")
+        file = await one.open(inode, write=True)
+        _Losing(one, "Rename")
+        await one.rename(ROOT_INODE, b"new", ROOT_INODE, b"a")
+        assert (await one.getattr(inode)).nlink == 1
+        assert not one._session.held
+        assert await names(one) == [b"a", b"b"]
+        assert await paths.read("/a") == b"new" and await paths.read("/b") == b"x"
+        await file.close()
+
+
+async def test_a_rename_between_two_names_of_one_file_changes_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        await Paths(one).write("/a", b"x")
+        inode = (await Paths(one).stat("/a")).inode
+        await one.link(inode, ROOT_INODE, b"b")
+        file = await one.open(inode)
+        assert await names(one) == [b"a", b"b"]
+        for lost in (False, True):
+            if lost:
+                _Losing(one, "Rename")
+            await one.rename(ROOT_INODE, b"a", ROOT_INODE, b"b")
+            assert await names(one) == await names(two) == [b"a", b"b"]
+            assert (await one.getattr(inode)).nlink == 2
+            assert not one._session.held
+        await file.close()
+
+
+async def test_a_snapshot_is_answered_with_the_copy_though_the_source_is_gone(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        paths = Paths(one)
+        await paths.makedirs("/d")
+        await paths.write("/d/f", b"x")
+
+        async def remove_source() -> None:
+            await Paths(two).remove("/d", recursive=True)
+
+        _Losing(one, "Snapshot", remove_source)
+        copy = await paths.snapshot("/d", "/copy")
+        assert copy.inode == (await Paths(two).stat("/copy")).inode
+        assert await paths.read("/copy/f") == b"x"
