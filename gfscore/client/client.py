@@ -248,7 +248,6 @@ class Client(NamespaceOperations):
                 self._files.times_set(item.inode)
             if item.writers:
                 self._chunks.sole_writer.discard(item.inode)
-                self._files.written_elsewhere(item.inode)
             if item.chunks:
                 self._chunks.forget(item.inode)
                 self._kept_at_open.pop(item.inode, None)

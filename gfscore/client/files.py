@@ -253,12 +253,6 @@ class Files:
         if state is not None:
             state.mtime_ns = 0
 
-    def written_elsewhere(self, inode: int) -> None:
-        """Others may write to the first chunk now, though nobody here did."""
-        state = self._states.get(inode)
-        if state is not None:
-            state.unused_chunk = 0
-
     def changed_elsewhere(self, inode: int) -> None:
         """The chunks of the file are others now, or have other versions."""
         state = self._states.get(inode)

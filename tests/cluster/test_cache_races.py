@@ -227,17 +227,3 @@ async def test_a_name_that_exists_already_is_opened_though_somebody_writes_the_f
         assert attr.size == 5000
         await opened.close()
         await file.close()
-
-
-async def test_a_file_is_read_that_another_has_written_before_its_creator_gave_back_the_first_chunk(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    async with memory_cluster() as cluster, cluster.client("creator") as creator, cluster.client("other") as other:
-        attr, file = await creator.create_file(ROOT_INODE, b"file", 0o644, 1, 1)
-        await file.close()
-        written = await other.open(attr.inode, write=True)
-        await written.append(b"x" * 500)
-        await written.close()
-        file = await creator.open(attr.inode)
-        assert bytes(await file.read(0, 1000)) == b"x" * 500
-        await file.close()
