@@ -338,7 +338,7 @@ class ChunkStore:
                 if old is not None:
                     with contextlib.suppress(GfsError, NotBorn):  # unreadable: it did not count
                         freed = self._peek_length(old)
-                    self.journal.forget(handle)
+                self.journal.forget(handle)  # also of an earlier copy that was given up, or of a file that vanished
                 self.disk.rename(path, self.path_of(handle))
                 self.sync_name(handle)
             except OSError as error:
