@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from random import Random
-
 from chunk_model import open_store
 
 from gfscore.env.memory_disk import MemoryDisk
 from gfscore.ids import BLOCK_BYTES
 from gfscore.storage.chunk_copy import IncomingCopy
 from gfscore.storage.chunk_store import ChunkStore
+from gfscore.storage.overwrite_journal import PATH as JOURNAL
 
 A, X, Y, Z = (bytes([letter]) * BLOCK_BYTES for letter in b"AXYZ")
 
@@ -61,8 +60,8 @@ def test_records_that_a_power_loss_cut_off_from_the_first_one_do_not_come_back()
     chunk.sync()
     for content in (A, X, Y):
         chunk.write([(0, content)])
-    disk.crash(Random(26))  # the record of X is torn, that of Y whole; the chunk survives
-    store = open_store(disk, "after")
-    assert store.get(1).length == BLOCK_BYTES
+    disk.corrupt(JOURNAL, 4096 + 100)  # the record of X is torn; that of Y, and the chunk, were written back
+    store = _restarted(disk, "after")
+    assert _contents(store) == Y
     store.get(1).write([(0, Z)], sync=True)
     assert _contents(_restarted(disk, "after")) == Z
