@@ -6,6 +6,7 @@ tuple) and may use every checksum of the blocks it covers; everything else belon
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable
 
@@ -152,11 +153,17 @@ class ChunkState:
         file.pwrite(self.table[start:], fmt.TABLE_START + start)
         self.stale_table = False
 
-    def synced(self) -> None:
-        """An fdatasync of the file has returned: all that was committed before it is durable."""
+    def synced(self, file: DiskFile) -> None:
+        """An fdatasync of the file has returned: all that was committed before it is durable.
+
+        A further header page tells so. Nobody syncs it; the system writes it back in its own time. Without it a power
+        loss much later would find the header of before the sync, and damage would pass for a tail that was never synced.
+        """
         self.synced_length, self.synced_tail = self.committed
         self.synced_generation = self.generation
         self.durable_slot = self.slot
+        with contextlib.suppress(OSError):  # the sync counts all the same, and the next mutation tells of it too
+            self.commit(file, *self.committed)
         self.unsettled = self.dirty = False
 
 

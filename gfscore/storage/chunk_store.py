@@ -121,14 +121,13 @@ class ChunkStore:
             _log.info("event=replayed chunk=%016x blocks=%d", chunk.handle, changed)
 
     def _all_settled(self) -> None:
-        """From here on a header page that does not verify is damage. A full disk leaves it to the next start."""
+        """From here on what does not verify is damage. Where the boot cannot be noted, the next start looks again."""
         if self._power_lost and self._boot_id:
             try:
                 remember_boot(self.disk, self._boot_id)
             except OSError as error:
                 _log.warning("event=boot_not_remembered error=%s", error)
-                return
-            self._power_lost = False
+        self._power_lost = False
 
     def close(self) -> None:
         """An orderly end: everything in place, descriptors closed."""
@@ -371,6 +370,7 @@ class ChunkStore:
             state.synced_length, state.synced_tail = 0, 0
             state.commit(file, length, tail, slots=slots, sync=True, padded=length == self.chunk_size)
             self.fdatasync(file)
+            state.synced(file)
         finally:
             file.close()
         return length
@@ -402,7 +402,7 @@ class ChunkStore:
             before = live.state.committed[0]
             if chunk_recovery.settle(live, damaged):
                 self.fdatasync(live.file)
-                live.state.synced()
+                live.state.synced(live.file)
                 _log.warning(
                     "event=settled chunk=%016x length_before=%d length=%d",
                     chunk.handle, before, live.state.committed[0],
