@@ -253,6 +253,21 @@ def load_state(file: DiskFile, handle: int, chunk_size: int, *, power_lost: bool
     return state, damaged
 
 
+def header_of(disk: Disk, path: str, handle: int, chunk_size: int) -> tuple[fmt.Header, list[int]]:
+    """The newest header of a chunk file, and the numbers of damaged pages. Raises as `find_header`, and `disk_error`."""
+    try:
+        file = disk.open(path)
+        try:
+            raw = file.pread(fmt.TABLE_START, 0)
+            raw += bytes(fmt.TABLE_START - len(raw))
+            _, newest, damaged = find_header(raw, file, handle, chunk_size, power_lost=False)
+        finally:
+            file.close()
+    except OSError as error:
+        raise disk_error(error, handle) from error
+    return newest, damaged
+
+
 def create_file(disk: Disk, path: str, handle: int, version: int, chunk_size: int) -> tuple[DiskFile, ChunkState]:
     """A new, empty chunk file. Headers and table get their space now: later only data can meet a full disk.
 
@@ -272,12 +287,17 @@ def create_file(disk: Disk, path: str, handle: int, version: int, chunk_size: in
     return file, state
 
 
+def is_shortage(error: Exception) -> bool:
+    """The system ran short of descriptors or memory, which says nothing about the replica."""
+    return isinstance(error, OSError) and error.errno in _SHORTAGES
+
+
 def disk_error(error: OSError, handle: int) -> GfsError:
     """The one place where the local disk's errors become ours."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return GfsError(Code.NO_SPACE, f"chunk {handle:016x}: the disk is full")
     if error.errno == errno.ENOENT:
         return GfsError(Code.UNKNOWN_CHUNK, f"chunk {handle:016x} is not here")
-    if error.errno in _SHORTAGES:
-        return GfsError(Code.NOT_READY, f"chunk {handle:016x}: {error.strerror}")  # says nothing about the replica
+    if is_shortage(error):
+        return GfsError(Code.NOT_READY, f"chunk {handle:016x}: {error.strerror}")
     return GfsError(Code.IO, f"chunk {handle:016x}: {error.strerror or error}")

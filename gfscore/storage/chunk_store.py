@@ -21,7 +21,7 @@ from gfscore.storage import chunk_recovery
 from gfscore.storage.buffers import BufferPool
 from gfscore.storage.chunk_boot import remember_boot, same_boot
 from gfscore.storage.chunk_file import Chunk
-from gfscore.storage.chunk_state import NotBorn, OpenChunk, create_file, disk_error, find_header, load_state
+from gfscore.storage.chunk_state import NotBorn, OpenChunk, create_file, disk_error, header_of, is_shortage, load_state
 from gfscore.storage.overwrite_journal import LIMIT_BYTES, OverwriteJournal, Record
 
 __all__ = ["Chunk", "ChunkStore", "StoreFailed"]
@@ -112,11 +112,17 @@ class ChunkStore:
     def _replay_chunk(self, chunk: Chunk, records: list[Record]) -> None:
         try:
             live, _ = self._load_raw(chunk)
-        except (GfsError, NotBorn, OSError):
-            return  # unreadable: it is reported when the chunk is used
-        # Of older versions too: the header with the new one may have reached the disk before what is in place.
-        records = [record for record in records if record.version <= live.state.version]
-        changed = chunk_recovery.replay(live, records, power_lost=self._power_lost)
+            # Of older versions too: the header with the new one may have reached the disk before what is in place.
+            records = [record for record in records if record.version <= live.state.version]
+            changed = chunk_recovery.replay(live, records, power_lost=self._power_lost)
+        except NotBorn:
+            return  # removed by the scan
+        except (GfsError, OSError) as error:
+            if is_shortage(error):
+                raise  # the records are needed: the next start finds them
+            _log.error("event=not_replayed chunk=%016x error=%s", chunk.handle, error)
+            chunk.corrupt = True  # and no reason not to serve the others
+            return
         if changed:
             _log.info("event=replayed chunk=%016x blocks=%d", chunk.handle, changed)
 
@@ -188,16 +194,7 @@ class ChunkStore:
             return chunk.version, chunk.length
         if live is not None:
             return live.state.version, live.state.committed[0]
-        try:
-            file = self.disk.open(self.path_of(chunk.handle))
-            try:
-                raw = file.pread(fmt.TABLE_START, 0)
-                raw += bytes(fmt.TABLE_START - len(raw))
-                _, newest, damaged = find_header(raw, file, chunk.handle, self.chunk_size, power_lost=False)
-            finally:
-                file.close()
-        except OSError as error:
-            raise disk_error(error, chunk.handle) from error
+        newest, damaged = header_of(self.disk, self.path_of(chunk.handle), chunk.handle, self.chunk_size)
         if damaged:
             chunk.corrupt = True
         return newest.version, newest.length
@@ -487,8 +484,12 @@ class ChunkStore:
             return
         try:
             file = self.disk.open(self.path_of(handle))
-        except FileNotFoundError:
-            return  # deleted behind our back: found out when it is used
+        except OSError as error:
+            if is_shortage(error):
+                raise
+            if not isinstance(error, FileNotFoundError):  # deleted behind our back: found out when it is used
+                chunk.corrupt = True
+            return
         try:
             self.fdatasync(file)
         finally:
