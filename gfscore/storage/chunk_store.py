@@ -332,7 +332,7 @@ class ChunkStore:
             freed = 0
             try:
                 if old is not None:
-                    with contextlib.suppress(GfsError, NotBorn):  # unreadable: it did not count
+                    with contextlib.suppress(GfsError, NotBorn, OSError):  # unreadable: it did not count
                         freed = self._peek_length(old)
                 self.journal.forget(handle)  # also of an earlier copy that was given up, or of a file that vanished
                 self.disk.rename(path, self.path_of(handle))
