@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import threading
 from collections.abc import Callable
 
 from gfscore.checksum import Buffer
@@ -171,7 +172,7 @@ class OpenChunk:
     """A chunk file in use: descriptors and state. Closed when nobody refers to it any more, so that a reader in
     another thread never has its descriptor closed (and given to another file) under its hands."""
 
-    __slots__ = ("_direct", "_open_direct", "doubtful", "file", "state")
+    __slots__ = ("_direct", "_lock", "_open_direct", "doubtful", "file", "state")
 
     def __init__(
         self, file: DiskFile, state: ChunkState, open_direct: Callable[[], DiskFile], *, doubtful: bool = False
@@ -181,17 +182,21 @@ class OpenChunk:
         self.doubtful = doubtful  # a header page is damaged: length and version may be older than what was acknowledged
         self._open_direct = open_direct
         self._direct: DiskFile | None = None
+        self._lock = threading.Lock()  # of readers without the chunk's lock, only one opens it
 
     def direct(self) -> DiskFile:
         """The descriptor that goes around the page cache, where the file system has such a thing."""
-        if self._direct is None:
-            try:
-                self._direct = self._open_direct()
-            except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-                    raise
-                return self.file
-        return self._direct
+        if self._direct is not None:
+            return self._direct
+        with self._lock:
+            if self._direct is None:
+                try:
+                    self._direct = self._open_direct()
+                except OSError as error:
+                    if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                        raise
+                    return self.file
+            return self._direct
 
     def __del__(self) -> None:
         self.file.close()

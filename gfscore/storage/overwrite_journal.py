@@ -140,11 +140,12 @@ class OverwriteJournal:
                 self._changed.notify_all()
 
     def _started(self) -> DiskFile:
-        # In the epoch of the last life, records that were cut off by a torn one could follow on ours.
-        if self._file is None or not self._begun:
+        if self._file is None:
             self._file = self._disk.open(PATH, create=True)
-            self._start_epoch(self._file)
+        # In the epoch of the last life, records that were cut off by a torn one could follow on ours.
+        if not self._begun:
             self._disk.sync_directory("")
+            self._start_epoch(self._file)
         return self._file
 
     def _start_epoch(self, file: DiskFile) -> None:
