@@ -167,6 +167,7 @@ class ChunkStore:
         without a readable header comes as version 0.
 
         After a power loss this settles each of them, so a complete scan ends that state: the next start need not.
+        Raises NOT_READY without descriptors or memory to look at one: what it is worth is not known then.
         """
         total = 0
         for handle in self.handles():
@@ -181,6 +182,8 @@ class ChunkStore:
             except GfsError as error:
                 if error.code == Code.UNKNOWN_CHUNK:
                     continue
+                if error.code == Code.NOT_READY:
+                    raise
                 chunk.corrupt = True
                 version = length = 0
             total += length

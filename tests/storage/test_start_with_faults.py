@@ -10,6 +10,7 @@ from chunk_model import open_store
 
 from gfscore.env.memory_disk import MemoryDisk
 from gfscore.env.memory_faults import Killed
+from gfscore.errors import Code, GfsError
 from gfscore.ids import BLOCK_BYTES
 
 A, X = (bytes([letter]) * BLOCK_BYTES for letter in b"AX")
@@ -63,3 +64,18 @@ def test_a_disk_too_full_for_a_replay_keeps_no_server_from_starting() -> None:
     _refuse(disk, "pwrite", store.path_of(1), errno.ENOSPC)
     store = open_store(disk)
     assert store.handles() == store.corrupt_handles() == [1]
+
+
+@pytest.mark.parametrize("boot_id", ["boot", "after a power loss"])
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM])
+def test_a_shortage_of_descriptors_or_memory_says_nothing_about_a_replica(number: int, boot_id: str) -> None:
+    disk = MemoryDisk()
+    path = open_store(disk).create(1, 1).path
+    disk.kill()
+    store = open_store(disk, boot_id)
+    _refuse(disk, "open", path, number)
+    with pytest.raises(GfsError) as caught:
+        list(store.scan())
+    assert caught.value.code is Code.NOT_READY and store.corrupt_handles() == []
+    disk.faults.reset()
+    assert list(store.scan()) == [(1, 1, 0)] and store.corrupt_handles() == []
