@@ -17,7 +17,6 @@ def test_the_mount_answers_like_a_local_directory(mount_path: Path, tmp_path: Pa
     limits = settings(
         max_examples=40,
         stateful_step_count=40,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
         database=None,
         phases=(Phase.generate,),  # a failure of 40 steps is read sooner than it is shrunk

@@ -36,7 +36,8 @@ class ChunkReader:
             # The common case needs no more than this: no time limit of its own, no retry.
             try:
                 nearest = self._servers.nearest_first(location.replicas, location.handle)[0]
-                return await self._read_replica(nearest, location, offset, size)
+                payload = await self._read_replica(nearest, location, offset, size)
+                return await self._longest(nearest, location, offset, size, payload)
             except GfsError:
                 pass
         return await self._read_somewhere(inode, index, offset, size)
@@ -53,7 +54,8 @@ class ChunkReader:
                 never_made = location.unused and all_damaged
                 for server in self._servers.nearest_first(location.replicas, location.handle):
                     try:
-                        return await self._read_replica(server, location, offset, size)
+                        payload = await self._read_replica(server, location, offset, size)
+                        return await self._longest(server, location, offset, size, payload)
                     except GfsError as error:
                         reason = error
                         all_damaged = all_damaged and error.code is Code.CHECKSUM_MISMATCH
@@ -68,6 +70,28 @@ class ChunkReader:
         raise GfsError(
             Code.IO, f"no replica of chunk {index} of inode {inode} can be read: {reason or 'none is known'}"
         )
+
+    async def _longest(
+        self, asked: pb.Server, location: pb.ChunkLocation, offset: int, size: int, best: memoryview
+    ) -> memoryview:
+        """`best`, which is what `asked` answered, or what another replica has more.
+
+        A replica that went through a power cut may lack its unsynced tail, until it is made equal to the others; what
+        is missing would be taken for zeros. Nobody asks for bytes behind the file's end, so a short answer is rare:
+        there is a hole, or there should be none.
+        """
+        for server in self._servers.nearest_first(location.replicas, location.handle):
+            if len(best) == size:
+                break
+            if server.id == asked.id:
+                continue
+            try:
+                payload = await self._read_replica(server, location, offset, size)
+            except GfsError:
+                continue  # what it has cannot be known now; those that answered have no more
+            if len(payload) > len(best):
+                best = payload
+        return best
 
     async def _read_replica(self, server: pb.Server, location: pb.ChunkLocation, offset: int, size: int) -> memoryview:
         request = pb.ReadRequest(handle=location.handle, version=location.version, offset=offset, length=size)

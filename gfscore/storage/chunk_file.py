@@ -423,7 +423,7 @@ class Chunk:
                 # So that whoever opens the file next knows that this page may be durable, and keeps it.
                 state.commit(live.file, *state.committed, sync=True)
             self._store.fdatasync(live.file)
-            state.synced()
+            state.synced(live.file)
         if not self._name_durable:
             self._store.sync_name(self.handle)
             self._name_durable = True

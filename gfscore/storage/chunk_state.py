@@ -6,7 +6,9 @@ tuple) and may use every checksum of the blocks it covers; everything else belon
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import threading
 from collections.abc import Callable
 
 from gfscore.checksum import Buffer
@@ -152,11 +154,17 @@ class ChunkState:
         file.pwrite(self.table[start:], fmt.TABLE_START + start)
         self.stale_table = False
 
-    def synced(self) -> None:
-        """An fdatasync of the file has returned: all that was committed before it is durable."""
+    def synced(self, file: DiskFile) -> None:
+        """An fdatasync of the file has returned: all that was committed before it is durable.
+
+        A further header page tells so. Nobody syncs it; the system writes it back in its own time. Without it a power
+        loss much later would find the header of before the sync, and damage would pass for a tail that was never synced.
+        """
         self.synced_length, self.synced_tail = self.committed
         self.synced_generation = self.generation
         self.durable_slot = self.slot
+        with contextlib.suppress(OSError):  # the sync counts all the same, and the next mutation tells of it too
+            self.commit(file, *self.committed)
         self.unsettled = self.dirty = False
 
 
@@ -164,7 +172,7 @@ class OpenChunk:
     """A chunk file in use: descriptors and state. Closed when nobody refers to it any more, so that a reader in
     another thread never has its descriptor closed (and given to another file) under its hands."""
 
-    __slots__ = ("_direct", "_open_direct", "doubtful", "file", "state")
+    __slots__ = ("_direct", "_lock", "_open_direct", "doubtful", "file", "state")
 
     def __init__(
         self, file: DiskFile, state: ChunkState, open_direct: Callable[[], DiskFile], *, doubtful: bool = False
@@ -174,17 +182,21 @@ class OpenChunk:
         self.doubtful = doubtful  # a header page is damaged: length and version may be older than what was acknowledged
         self._open_direct = open_direct
         self._direct: DiskFile | None = None
+        self._lock = threading.Lock()  # of readers without the chunk's lock, only one opens it
 
     def direct(self) -> DiskFile:
         """The descriptor that goes around the page cache, where the file system has such a thing."""
-        if self._direct is None:
-            try:
-                self._direct = self._open_direct()
-            except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-                    raise
-                return self.file
-        return self._direct
+        if self._direct is not None:
+            return self._direct
+        with self._lock:
+            if self._direct is None:
+                try:
+                    self._direct = self._open_direct()
+                except OSError as error:
+                    if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                        raise
+                    return self.file
+            return self._direct
 
     def __del__(self) -> None:
         self.file.close()
@@ -246,6 +258,21 @@ def load_state(file: DiskFile, handle: int, chunk_size: int, *, power_lost: bool
     return state, damaged
 
 
+def header_of(disk: Disk, path: str, handle: int, chunk_size: int) -> tuple[fmt.Header, list[int]]:
+    """The newest header of a chunk file, and the numbers of damaged pages. Raises as `find_header`, and `disk_error`."""
+    try:
+        file = disk.open(path)
+        try:
+            raw = file.pread(fmt.TABLE_START, 0)
+            raw += bytes(fmt.TABLE_START - len(raw))
+            _, newest, damaged = find_header(raw, file, handle, chunk_size, power_lost=False)
+        finally:
+            file.close()
+    except OSError as error:
+        raise disk_error(error, handle) from error
+    return newest, damaged
+
+
 def create_file(disk: Disk, path: str, handle: int, version: int, chunk_size: int) -> tuple[DiskFile, ChunkState]:
     """A new, empty chunk file. Headers and table get their space now: later only data can meet a full disk.
 
@@ -265,12 +292,17 @@ def create_file(disk: Disk, path: str, handle: int, version: int, chunk_size: in
     return file, state
 
 
+def is_shortage(error: Exception) -> bool:
+    """The system ran short of descriptors or memory, which says nothing about the replica."""
+    return isinstance(error, OSError) and error.errno in _SHORTAGES
+
+
 def disk_error(error: OSError, handle: int) -> GfsError:
     """The one place where the local disk's errors become ours."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return GfsError(Code.NO_SPACE, f"chunk {handle:016x}: the disk is full")
     if error.errno == errno.ENOENT:
         return GfsError(Code.UNKNOWN_CHUNK, f"chunk {handle:016x} is not here")
-    if error.errno in _SHORTAGES:
-        return GfsError(Code.NOT_READY, f"chunk {handle:016x}: {error.strerror}")  # says nothing about the replica
+    if is_shortage(error):
+        return GfsError(Code.NOT_READY, f"chunk {handle:016x}: {error.strerror}")
     return GfsError(Code.IO, f"chunk {handle:016x}: {error.strerror or error}")

@@ -21,7 +21,7 @@ from gfscore.storage import chunk_recovery
 from gfscore.storage.buffers import BufferPool
 from gfscore.storage.chunk_boot import remember_boot, same_boot
 from gfscore.storage.chunk_file import Chunk
-from gfscore.storage.chunk_state import NotBorn, OpenChunk, create_file, disk_error, find_header, load_state
+from gfscore.storage.chunk_state import NotBorn, OpenChunk, create_file, disk_error, header_of, is_shortage, load_state
 from gfscore.storage.overwrite_journal import LIMIT_BYTES, OverwriteJournal, Record
 
 __all__ = ["Chunk", "ChunkStore", "StoreFailed"]
@@ -112,23 +112,28 @@ class ChunkStore:
     def _replay_chunk(self, chunk: Chunk, records: list[Record]) -> None:
         try:
             live, _ = self._load_raw(chunk)
-        except (GfsError, NotBorn, OSError):
-            return  # unreadable: it is reported when the chunk is used
-        # Of older versions too: the header with the new one may have reached the disk before what is in place.
-        records = [record for record in records if record.version <= live.state.version]
-        changed = chunk_recovery.replay(live, records, power_lost=self._power_lost)
+            # Of older versions too: the header with the new one may have reached the disk before what is in place.
+            records = [record for record in records if record.version <= live.state.version]
+            changed = chunk_recovery.replay(live, records, power_lost=self._power_lost)
+        except NotBorn:
+            return  # removed by the scan
+        except (GfsError, OSError) as error:
+            if is_shortage(error):
+                raise  # the records are needed: the next start finds them
+            _log.error("event=not_replayed chunk=%016x error=%s", chunk.handle, error)
+            chunk.corrupt = True  # and no reason not to serve the others
+            return
         if changed:
             _log.info("event=replayed chunk=%016x blocks=%d", chunk.handle, changed)
 
     def _all_settled(self) -> None:
-        """From here on a header page that does not verify is damage. A full disk leaves it to the next start."""
+        """From here on what does not verify is damage. Where the boot cannot be noted, the next start looks again."""
         if self._power_lost and self._boot_id:
             try:
                 remember_boot(self.disk, self._boot_id)
             except OSError as error:
                 _log.warning("event=boot_not_remembered error=%s", error)
-                return
-            self._power_lost = False
+        self._power_lost = False
 
     def close(self) -> None:
         """An orderly end: everything in place, descriptors closed."""
@@ -162,6 +167,7 @@ class ChunkStore:
         without a readable header comes as version 0.
 
         After a power loss this settles each of them, so a complete scan ends that state: the next start need not.
+        Raises NOT_READY without descriptors or memory to look at one: what it is worth is not known then.
         """
         total = 0
         for handle in self.handles():
@@ -176,6 +182,8 @@ class ChunkStore:
             except GfsError as error:
                 if error.code == Code.UNKNOWN_CHUNK:
                     continue
+                if error.code == Code.NOT_READY:
+                    raise
                 chunk.corrupt = True
                 version = length = 0
             total += length
@@ -189,16 +197,7 @@ class ChunkStore:
             return chunk.version, chunk.length
         if live is not None:
             return live.state.version, live.state.committed[0]
-        try:
-            file = self.disk.open(self.path_of(chunk.handle))
-            try:
-                raw = file.pread(fmt.TABLE_START, 0)
-                raw += bytes(fmt.TABLE_START - len(raw))
-                _, newest, damaged = find_header(raw, file, chunk.handle, self.chunk_size, power_lost=False)
-            finally:
-                file.close()
-        except OSError as error:
-            raise disk_error(error, chunk.handle) from error
+        newest, damaged = header_of(self.disk, self.path_of(chunk.handle), chunk.handle, self.chunk_size)
         if damaged:
             chunk.corrupt = True
         return newest.version, newest.length
@@ -336,9 +335,9 @@ class ChunkStore:
             freed = 0
             try:
                 if old is not None:
-                    with contextlib.suppress(GfsError, NotBorn):  # unreadable: it did not count
+                    with contextlib.suppress(GfsError, NotBorn, OSError):  # unreadable: it did not count
                         freed = self._peek_length(old)
-                    self.journal.forget(handle)
+                self.journal.forget(handle)  # also of an earlier copy that was given up, or of a file that vanished
                 self.disk.rename(path, self.path_of(handle))
                 self.sync_name(handle)
             except OSError as error:
@@ -371,6 +370,7 @@ class ChunkStore:
             state.synced_length, state.synced_tail = 0, 0
             state.commit(file, length, tail, slots=slots, sync=True, padded=length == self.chunk_size)
             self.fdatasync(file)
+            state.synced(file)
         finally:
             file.close()
         return length
@@ -402,7 +402,7 @@ class ChunkStore:
             before = live.state.committed[0]
             if chunk_recovery.settle(live, damaged):
                 self.fdatasync(live.file)
-                live.state.synced()
+                live.state.synced(live.file)
                 _log.warning(
                     "event=settled chunk=%016x length_before=%d length=%d",
                     chunk.handle, before, live.state.committed[0],
@@ -487,8 +487,12 @@ class ChunkStore:
             return
         try:
             file = self.disk.open(self.path_of(handle))
-        except FileNotFoundError:
-            return  # deleted behind our back: found out when it is used
+        except OSError as error:
+            if is_shortage(error):
+                raise
+            if not isinstance(error, FileNotFoundError):  # deleted behind our back: found out when it is used
+                chunk.corrupt = True
+            return
         try:
             self.fdatasync(file)
         finally:

@@ -63,6 +63,7 @@ class OverwriteJournal:
         self._sync_lock = threading.Lock()
         self._file: DiskFile | None = None
         self._epoch = 0
+        self._begun = False  # this life's first epoch
         self._end = _PAGE_BYTES
         self._synced_end = _PAGE_BYTES
         self._active = 0  # mutations between their record and the end of their in-place writes
@@ -139,10 +140,12 @@ class OverwriteJournal:
                 self._changed.notify_all()
 
     def _started(self) -> DiskFile:
-        if self._file is None or self._epoch == 0:
+        if self._file is None:
             self._file = self._disk.open(PATH, create=True)
-            self._start_epoch(self._file)
+        # In the epoch of the last life, records that were cut off by a torn one could follow on ours.
+        if not self._begun:
             self._disk.sync_directory("")
+            self._start_epoch(self._file)
         return self._file
 
     def _start_epoch(self, file: DiskFile) -> None:
@@ -150,6 +153,7 @@ class OverwriteJournal:
         file.pwrite(head + crc32c(head).to_bytes(4, "little"), 0)
         self._fdatasync(file)
         self._epoch += 1
+        self._begun = True
         self._end = self._synced_end = _PAGE_BYTES
         self._touched.clear()
 

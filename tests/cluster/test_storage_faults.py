@@ -105,6 +105,39 @@ async def test_a_power_cut_of_one_server_takes_nothing_back(
                 assert await paths.read("/log") == b"".join(records)
 
 
+@pytest.mark.parametrize("known", [True, False])
+async def test_the_tail_that_one_replica_lost_in_a_power_cut_is_read_from_another(
+    autojump_clock: trio.testing.MockClock, known: bool
+) -> None:
+    """Before the replicas are made equal; the client sits on the host that lost it. `known`: it read there before."""
+    data = random.Random(0).randbytes(150_000)
+    async with memory_cluster(server_options=QUIET) as cluster, cluster.client("cs1") as client:
+        attr, file = await client.create_file(ROOT_INODE, b"file", 0o644, 1, 1)
+        await file.write(0, data[:10])
+        await file.fsync()
+        await file.write(10, data[10:])
+        await file.close()
+        await trio.sleep(5)
+        await cluster.kill("cs1")
+        cluster.disks["cs1"] = without_its_tail(cluster.disks["cs1"])
+        await cluster.start("cs1")
+        await trio.sleep(5)
+        file = await client.open(attr.inode)
+        if known:
+            assert await file.read(0, 10) == data[:10]
+        assert await file.read(0, len(data)) == data
+
+
+def without_its_tail(disk: MemoryDisk) -> MemoryDisk:
+    """The disk after a power cut that took the end of its largest chunk."""
+    for seed in range(100):
+        after = disk.copy()
+        after.crash(random.Random(seed))
+        if largest_chunk(after) < largest_chunk(disk):
+            return after
+    raise AssertionError("nothing was lost")
+
+
 def largest_chunk(disk: MemoryDisk) -> int:
     chunks = [path for path in disk.paths() if path.startswith("chunks/0")]
     return max((len(disk.contents(path).rstrip(b"\0")) for path in chunks), default=0)

@@ -261,4 +261,4 @@ class Namespace(RuleBasedStateMachine):
 
 
 TestNamespace = Namespace.TestCase
-TestNamespace.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestNamespace.settings = settings(max_examples=40, stateful_step_count=40)

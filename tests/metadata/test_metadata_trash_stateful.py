@@ -239,5 +239,5 @@ class TrashMachine(RuleBasedStateMachine):
             assert (find_info(tables, file.inode) is None) == (file.trash is None)
 
 
-TrashMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TrashMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 TestTrash = TrashMachine.TestCase

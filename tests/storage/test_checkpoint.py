@@ -55,7 +55,7 @@ def write(disk: Disk, base_lsn: int | None, batch: Batch, lsn: int) -> LmdbTable
     return write_checkpoint(disk, "c", base_lsn, layered.freeze(), lsn, "cluster")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(BATCHES, st.binary(max_size=3), st.one_of(st.none(), st.binary(max_size=3)))
 def test_checkpoint_upon_checkpoint_equals_a_dictionary(batches: list[Batch], start: bytes, stop: bytes | None) -> None:
     disk = MemoryDisk()

@@ -13,6 +13,7 @@ from gfscore.env.memory_disk import MemoryDisk
 from gfscore.errors import Code, GfsError
 from gfscore.ids import BLOCK_BYTES
 from gfscore.storage import chunk_format as fmt
+from gfscore.storage.chunk_copy import IncomingCopy
 from gfscore.storage.chunk_store import StoreFailed
 
 
@@ -168,6 +169,24 @@ def test_replay_does_not_hide_damage_of_other_bytes() -> None:
         again = open_store(disk).get(1)
         with pytest.raises(GfsError):
             again.read(0, 10)
+
+
+def test_a_good_copy_takes_the_place_of_a_replica_whose_header_cannot_be_read() -> None:
+    disk, path, _ = _written()
+
+    def bad_sector(operation: str, where: str) -> None:
+        if (operation, where) == ("pread", path):
+            raise OSError(errno.EIO, "bad sector", where)
+
+    disk.faults.on_call = bad_sector
+    store = open_store(disk)
+    list(store.scan())
+    assert store.corrupt_handles() == [1]
+    copy = IncomingCopy(store, 1, 2)
+    copy.chunk.write([(0, b"good")])
+    copy.finish(2)
+    disk.faults.reset()
+    assert bytes(store.get(1).read(0, 10)) == b"good" and store.corrupt_handles() == []
 
 
 def test_disk_refuses_at_every_write() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from random import Random
 
 import pytest
@@ -11,6 +13,7 @@ from gfscore.env.memory_disk import MemoryDisk
 from gfscore.env.memory_faults import Killed
 from gfscore.ids import BLOCK_BYTES
 from gfscore.storage import chunk_format as fmt
+from gfscore.storage.chunk_store import Chunk
 
 
 def _check_survivors(disk: MemoryDisk, history: list[Model], synced: int, context: str) -> None:
@@ -165,3 +168,66 @@ def test_a_scan_ends_the_state_after_a_power_loss(scanned: bool) -> None:
     last = max(pages, key=lambda at: int.from_bytes(disk.contents(newest.path)[at + 40 : at + 48], "little"))
     disk.corrupt(newest.path, last + 200)
     assert again.get(1).length == 100 and again.get(1).corrupt is scanned
+
+
+def _damaged_after(disk: MemoryDisk, chunk: Chunk) -> list[int]:
+    """The blocks that do not verify after a power loss, of a chunk of three blocks of which one is damaged."""
+    disk.corrupt(chunk.path, fmt.data_start(CHUNK_BYTES) + BLOCK_BYTES + 5)
+    disk.kill()  # the cache was written back in time
+    store = open_store(disk, boot_id="after")
+    assert list(store.scan()) == [(1, 1, 3 * BLOCK_BYTES)]
+    return store.get(1).verify()
+
+
+def test_damage_of_what_was_synced_is_no_lost_tail_after_a_power_loss() -> None:
+    disk = MemoryDisk()
+    chunk = open_store(disk).create(1, 1)
+    chunk.write([(0, b"x" * 3 * BLOCK_BYTES)], sync=True)  # and never touched again
+    assert _damaged_after(disk, chunk) == [1]
+
+
+def test_damage_of_what_a_power_loss_left_is_found_after_the_next_one() -> None:
+    """What is cut is synced then, as far as it goes."""
+    disk = MemoryDisk()
+    chunk = open_store(disk).create(1, 1)
+    chunk.write([(0, b"x" * 3 * BLOCK_BYTES)])
+    chunk.write([(3 * BLOCK_BYTES, b"y" * 100)])
+    disk.corrupt(chunk.path, fmt.data_start(CHUNK_BYTES) + 3 * BLOCK_BYTES + 5)
+    disk.kill()
+    assert list(open_store(disk, boot_id="between").scan()) == [(1, 1, 3 * BLOCK_BYTES)]
+    assert _damaged_after(disk, chunk) == [1]
+
+
+def test_to_note_how_much_was_synced_costs_no_further_sync() -> None:
+    disk = MemoryDisk()
+    syncs: list[str] = []
+
+    def count(operation: str, path: str) -> None:
+        if operation == "fdatasync":
+            syncs.append(path)
+
+    chunk = open_store(disk).create(1, 1)
+    chunk.sync()
+    disk.faults.on_call = count
+    chunk.write([(0, b"x" * 100)], sync=True)
+    chunk.sync()
+    assert syncs == [chunk.path]
+
+
+def test_damage_after_a_power_loss_is_damage_also_where_the_boot_cannot_be_noted() -> None:
+    disk = MemoryDisk()
+    open_store(disk).create(1, 1).sync()
+    disk.crash(Random(1))
+
+    def full(operation: str, path: str) -> None:
+        if operation == "pwrite" and path == "chunks/boot":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    disk.faults.on_call = full
+    store = open_store(disk, boot_id="after")
+    list(store.scan())
+    chunk = store.get(1)
+    chunk.write([(0, b"x" * 2 * BLOCK_BYTES)])
+    assert chunk.close_if_idle()  # because others are in use
+    disk.corrupt(chunk.path, fmt.data_start(CHUNK_BYTES) + 100)
+    assert chunk.length == 2 * BLOCK_BYTES and chunk.verify() == [0]

@@ -36,7 +36,7 @@ _STEPS = st.lists(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(_STEPS)
 def test_random_mutations_against_a_bytearray(steps: list[tuple[str, object, bool]]) -> None:
     disk = MemoryDisk()

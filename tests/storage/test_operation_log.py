@@ -80,7 +80,7 @@ def test_what_was_appended_is_read_back_in_order(tmp_path: Path) -> None:
     assert len(disk.listdir("log")) == 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.one_of(
