@@ -158,7 +158,7 @@ class ChunkState:
         """An fdatasync of the file has returned: all that was committed before it is durable.
 
         A further header page tells so. Nobody syncs it; the system writes it back in its own time. Without it a power
-        loss much later would find the header of before the sync, and damage would pass for a tail that was never synced.
+        loss much later would find the header of before the sync, and damage pass for a tail that never was synced.
         """
         self.synced_length, self.synced_tail = self.committed
         self.synced_generation = self.generation
@@ -259,7 +259,7 @@ def load_state(file: DiskFile, handle: int, chunk_size: int, *, power_lost: bool
 
 
 def header_of(disk: Disk, path: str, handle: int, chunk_size: int) -> tuple[fmt.Header, list[int]]:
-    """The newest header of a chunk file, and the numbers of damaged pages. Raises as `find_header`, and `disk_error`."""
+    """The newest header of a chunk file, and the numbers of damaged pages. Raises as `find_header` and `disk_error`."""
     try:
         file = disk.open(path)
         try:
