@@ -195,9 +195,9 @@ class Faults:
         self._drained.clear()
 
     async def _set_draining(self, client: Client, name: str, draining: bool) -> None:
-        rows = (await client.status())["chunkservers"]
-        server = next((row["id"] for row in rows if row["address"].startswith(f"{name}:")), "")
-        await client.operator.drain(server, cancel=not draining)
+        """The id comes from behind the scenes: an answer to `status` tells of this process too, not of the history."""
+        known = self._world.known_servers()
+        await client.operator.drain(known.get(name, ""), cancel=not draining)
 
     async def _operate(self, work: Callable[[Client], Awaitable[object]]) -> None:
         """Until it works: the master may be down."""

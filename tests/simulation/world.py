@@ -225,6 +225,11 @@ class World:
         up = [state for state in servers.by_id.values() if servers.state_of(state) == "up" and state.complete]
         return len(up) == len(self.servers)
 
+    def known_servers(self) -> dict[str, str]:
+        """The ids of the chunkservers that the master knows, by host."""
+        master = self.processes["master"].master
+        return {} if master is None else {s.message.address.host: s.id for s in master._servers.by_id.values()}
+
     def under_replicated(self) -> bool:
         """Whether the master knows of a chunk that somebody has, but too few."""
         master = self.processes["master"].master
