@@ -43,7 +43,7 @@ def test_eight_processes_on_two_mounts(tmp_path: Path) -> None:
     with local_cluster(tmp_path / "var") as cluster:
         other = cluster.second_mount()
         (cluster.mount / "log").touch()
-        reports = finish(start_workers([cluster.mount / "log", other / "log"], RECORDS, tmp_path), seconds=400)
+        reports = finish(start_workers([cluster.mount / "log", other / "log"], RECORDS, tmp_path), seconds=900)
         records = read_reports(reports)
         assert len(records) == RECORDS
         for mount in (cluster.mount, other):
@@ -61,7 +61,7 @@ def test_no_acknowledged_record_is_lost_when_a_chunkserver_dies_again_and_again(
         try:
             kills = kill_again_and_again(cluster, [process for process, _ in workers], victim)
         finally:
-            reports = finish(workers, seconds=400)
+            reports = finish(workers, seconds=900)
         assert kills >= KILLS_MIN, "the appends were over too soon to say anything"
         records = read_reports(reports)
         assert len(records) == RECORDS_UNDER_FAULTS
