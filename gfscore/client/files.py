@@ -115,9 +115,8 @@ class Files:
         self._env = env
         self._options = options
         self._states: dict[int, FileState] = {}
-        self._unsynced: dict[
-            int, set[int]
-        ] = {}  # inode → chunks changed here since its last fsync, also by handles past
+        # inode → indexes of chunks changed here since its last fsync, also by handles that are closed
+        self._unsynced: dict[int, set[int]] = {}
         self._budget = WriteBudget(options.dirty_bytes_max)
         self._closed_files = trio.Event()
         self._nursery: trio.Nursery | None = None

@@ -85,7 +85,7 @@ class OpenFile:
         state.uncommitted = state.uncommitted or bool(unsynced)
         committed = self._files.commit_soon(state) if state.uncommitted and state.writers else None
         try:
-            if unsynced or state.busy:
+            if unsynced or state.writer is not None:
                 await self._files.writer(state).sync()
             self._raise_error()
         finally:

@@ -93,6 +93,7 @@ class FileWriter:
         self._last_asked: dict[int, trio.Event] = {}  # chunk index -> `asked` of its latest piece
         self._acknowledged: set[int] = set()  # chunk handles in which something of ours is acknowledged
         self._unsynced = unsynced
+        self._syncing = trio.Lock()
 
     # ------------------------------------------------------------ for the file's handles
 
@@ -143,13 +144,14 @@ class FileWriter:
             await self._dispatch_all(sync=False)
         while self._in_flight:
             await self._changed.park()
-        for index in sorted(self._unsynced):
-            self._unsynced.discard(index)  # before: what is written meanwhile is for the next sync
-            try:
-                await self._sync_chunk(index)
-            except BaseException:
-                self._unsynced.add(index)
-                raise
+        async with self._syncing:  # another sync that is under way may have taken over what this one is for
+            for index in sorted(self._unsynced):
+                self._unsynced.discard(index)  # before: what is written meanwhile is for the next sync
+                try:
+                    await self._sync_chunk(index)
+                except BaseException:
+                    self._unsynced.add(index)
+                    raise
 
     async def discard_from(self, size: int) -> None:
         """The file is being cut to `size`: what is dirty behind it is gone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import trio
@@ -68,4 +69,30 @@ async def test_a_sync_of_what_is_on_the_disks_asks_nobody(autojump_clock: trio.t
         before = client.info()["calls"]
         await file.fsync()
         assert client.info()["calls"] == before
+        await file.close()
+
+
+async def test_a_sync_waits_for_another_one_that_has_taken_over_its_chunks(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Two programs append to one log and sync it: neither may be told that its record is safe before it is."""
+    async with memory_cluster() as cluster, cluster.client() as client:
+        _, file = await client.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        await file.append(b"record")
+        write: Any = client._mutator.write
+        synced = False
+
+        async def slow(*args: Any, **options: Any) -> Any:
+            nonlocal synced
+            await trio.sleep(5)
+            reply = await write(*args, **options)
+            synced = True
+            return reply
+
+        client._mutator.write = slow  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(file.fsync)
+            await trio.sleep(1)
+            await file.fsync()
+            assert synced
         await file.close()
