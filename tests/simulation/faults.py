@@ -113,7 +113,8 @@ class Faults:
         await self._kill_call("master")
 
     async def _kill_client(self) -> None:
-        process = self._world.processes.get(self.random.choice(self.clients)) if self.clients else None
+        """Never the last one: without a client there is no history."""
+        process = self._world.processes.get(self.random.choice(self.clients)) if len(self.clients) > 1 else None
         if process is not None:
             self._world.tell(f"{process.host} is killed")
             self.clients.remove(process.host)
