@@ -173,3 +173,25 @@ async def test_an_append_is_behind_what_the_same_client_wrote(autojump_clock: tr
         await file.write(CHUNK_BYTES + 100, NEW)
         assert await file.append(NEW) >= CHUNK_BYTES + 110
         await file.close()
+
+
+@pytest.mark.parametrize("chunk", ["granted", "copied"])
+async def test_the_only_writer_of_a_file_opened_again_knows_its_length(
+    chunk: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Also where the file gets a chunk of its own first. Once each look at it was a call then, and its end was asked of
+    the replicas after each close."""
+    async with memory_cluster() as cluster, cluster.client() as writer:
+        attr, file = await writer.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        if chunk == "copied":
+            await file.write(0, OLD)
+        await file.close()
+        await trio.sleep(COMMITTED_SECONDS)
+        if chunk == "copied":
+            await writer.snapshot(attr.inode, ROOT_INODE, b"copy")
+        file = await writer.open(attr.inode, write=True, append=True)
+        end = await file.append(NEW) + len(NEW)
+        before = writer.info()["calls"]
+        assert (await writer.getattr(attr.inode)).size == end
+        assert writer.info()["calls"] == before
+        await file.close()

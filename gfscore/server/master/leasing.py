@@ -114,6 +114,7 @@ class Leasing:
                 tx = self._state.begin()
                 mark_pending(tx, request.inode)
                 self._state.commit(tx)
+            if not before.length_pending:
                 self._leases.all_known.add(request.inode)
             former = self._leases.writers.add(request.inode, client, request.id.request_id)
             self._sessions.watch(session, request.inode)
