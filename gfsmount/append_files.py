@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from gfscore.errors import GfsError
+from gfscore.client import FileType
+from gfscore.errors import Code, GfsError
 
 if TYPE_CHECKING:
     from gfscore.client import Client, OpenFile
@@ -49,6 +50,11 @@ class AppendFiles:
     async def _open(self, inode: int) -> _Kept:
         if len(self._kept) >= FILES_MAX:
             await self.close_idle(0.0)
+        attr = await self._client.getattr(inode)
+        if attr.type == FileType.DIRECTORY:
+            raise GfsError(Code.IS_DIRECTORY, "records are appended to files")
+        if attr.type != FileType.FILE:
+            raise GfsError(Code.INVALID, "records are appended to regular files")
         file = await self._client.open(inode, write=True, append=True)
         found = self._kept.get(inode)
         if found is not None:  # another caller was faster
