@@ -389,6 +389,19 @@ class Chunk:
         """For a clone that is cut; the lock is held."""
         return self._tail_at_cut(live, length, None)
 
+    def check_up_to(self, live: OpenChunk, end: int) -> None:
+        """For a clone; the lock is held. Raises CHECKSUM_MISMATCH for a damaged block before `end`, OSError."""
+        committed = live.state.committed
+        end = min(end + -end % BLOCK_BYTES, committed[0])
+        buffer = self._store.pool.acquire(chunk_verify.PIECE_BYTES)
+        try:
+            for start in range(0, end, chunk_verify.PIECE_BYTES):
+                piece = buffer.whole[: min(chunk_verify.PIECE_BYTES, end - start)]
+                chunk_read.fetch(live, piece, start)
+                self._check(chunk_read.first_bad_block(live, piece, start, committed))
+        finally:
+            buffer.release()
+
     def _check(self, bad_block: int | None) -> None:
         if bad_block is not None:
             self.corrupt = True

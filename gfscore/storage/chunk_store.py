@@ -296,8 +296,8 @@ class ChunkStore:
     def clone(self, handle: int, version: int, new_handle: int, new_version: int, truncate: int | None = None) -> Chunk:
         """A copy under a new handle, inside the file system where it can, durable on return [0116].
 
-        A repeated request finds the copy. Raises UNKNOWN_CHUNK, STALE_VERSION, EXISTS, NO_SPACE, CHECKSUM_MISMATCH
-        (only the block where it is cut is read; the rest is verified when somebody reads it).
+        A repeated request finds the copy. Raises UNKNOWN_CHUNK, STALE_VERSION, EXISTS, NO_SPACE, and CHECKSUM_MISMATCH
+        where any of it is damaged: the copy may be the only one.
         """
         self.check_usable()
         there = self._chunks.get(new_handle)
@@ -357,6 +357,7 @@ class ChunkStore:
         length, tail = old.committed
         if truncate is not None and truncate < length:
             length, tail = truncate, source.tail_checksum_at(live, truncate)
+        source.check_up_to(live, length)
         if self.disk.exists(path):
             self.disk.unlink(path)
         file, state = create_file(self.disk, path, handle, version, self.chunk_size)

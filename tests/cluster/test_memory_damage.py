@@ -343,3 +343,28 @@ async def test_a_chunk_file_that_disappeared_counts_as_missing(autojump_clock: t
         await wait_until(missing)
         assert (await client.status())["chunks"]["under_replicated"] == 1
         assert await Paths(client).read("/f") == data
+
+
+async def test_the_only_copy_of_a_chunk_is_not_made_of_damaged_bytes(autojump_clock: trio.testing.MockClock) -> None:
+    """Once it was, for a file that was written again after a snapshot, while the servers with the good replicas were
+    away: they came back, and nobody had the file's bytes any more."""
+    running = memory_cluster(server_options=QUIET)
+    async with running as cluster, cluster.client() as client, trio.open_nursery() as nursery:
+        data = random.Random(1).randbytes(3 * BLOCK_BYTES)
+        paths = Paths(client, 1, 1)
+        await paths.write("/f", data)
+        await trio.sleep(5)
+        await paths.snapshot("/f", "/copy")
+        [chunk] = (await chunks_of(client, ["/f"])).values()
+        cluster.disks["cs1"].corrupt(chunk_path(int(chunk["handle"], 16)), DATA_START + 5, 1)
+        await cluster.kill("cs2")
+        await cluster.kill("cs3")
+        nursery.start_soon(paths.append, "/f", b"record")
+        await trio.sleep(20)
+        await cluster.start("cs2")
+        await cluster.start("cs3")
+
+        async def appended() -> bool:
+            return await paths.read("/f") == data + b"record"
+
+        await wait_until(appended)

@@ -275,7 +275,8 @@ class Fencing:
             if not copied and await self._never_used(handle, unanimous=False):
                 return 0, Fenced()
             if not copied:
-                raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} could be copied: servers are down")
+                reason = "those that answer are damaged" if given else "servers are down"
+                raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} could be copied: {reason}")
             tx = _ReservedTick(self._state.tables)
             tx.reserved = new_handle
             made = replace_shared_chunk(tx, inode, index, handle)
