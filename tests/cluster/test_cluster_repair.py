@@ -153,6 +153,23 @@ async def test_the_dead_server_comes_back_and_what_is_too_many_goes(autojump_clo
         assert await paths.read("/file") == data
 
 
+async def test_a_replica_that_is_gone_when_its_server_comes_back_is_made_anew_there(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Nobody else can take it: there are as many servers as replicas wanted."""
+    async with memory_cluster(chunkservers=3, **QUICK) as cluster, cluster.client() as client:
+        paths = Paths(client, 1, 1)
+        await paths.write("/f", b"data" * 1000)
+        await trio.sleep(130)  # the lease is given back
+        handle = int((await client.file_info((await paths.stat("/f")).inode))["chunks"][0]["handle"], 16)
+        await cluster.kill("cs2")
+        cluster.disks["cs2"].unlink(f"chunks/{handle & 0xFF:02x}/{handle:016x}")
+        await cluster.start("cs2")
+        await trio.sleep(30)
+        await until(client, healed, "three replicas")
+        await check_equal(cluster, client, "/f", 3)
+
+
 async def test_a_short_absence_moves_nothing(autojump_clock: trio.testing.MockClock) -> None:
     async with memory_cluster(chunkservers=4, down_seconds=20.0) as cluster, cluster.client() as client:
         await Paths(client, 1, 1).write("/file", bytes(3 * CHUNK_BYTES))

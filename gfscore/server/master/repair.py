@@ -167,7 +167,7 @@ class Repair:
         return True
 
     def _may_get(self, server: ServerState, handle: int, level: int) -> bool:
-        if handle in server.collect or any(known.id == server.id for known in self._servers.locations.get(handle, ())):
+        if handle in server.collect or any(known.id == server.id for known in self._servers.replicas(handle)):
             return False
         site = self._view.sites.get(server.id)
         return level != MISPLACED or (site is not None and improves(self._view.sites_of(handle), site))
