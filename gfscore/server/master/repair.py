@@ -81,7 +81,7 @@ class Repair:
             if self._scan_wanted:
                 self._scan_wanted = False
                 await self._view.note_deleted()
-                await self._judge_all(list(self._servers.locations))
+                await self._judge_all(self._servers.known_chunks())
             dirty, self._servers.dirty = self._servers.dirty, set()
             await self._judge_all(list(dirty))
             waited_for, self._servers.waited_for = self._servers.waited_for, set()

@@ -365,6 +365,10 @@ class Servers:
         found = [self.by_id.get(server_id) for server_id, v in self.stale.get(handle, {}).items() if v == CORRUPT]
         return [server for server in found if server is not None and not server.gone]
 
+    def known_chunks(self) -> list[int]:
+        """All chunks of which somebody has a replica, be it a damaged one only."""
+        return [*self.locations, *(handle for handle in self.stale if handle not in self.locations)]
+
     def set_replicas(self, handle: int, servers: list[ServerState]) -> None:
         """A grant or a new version: exactly these have it now; any others are stale."""
         stale = self.stale.get(handle, {})
