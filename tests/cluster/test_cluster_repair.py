@@ -213,6 +213,35 @@ async def test_draining_empties_a_server_and_survives_a_restart(autojump_clock: 
             await until(client, lambda status: row(status)["state"] == "up", "the end of it")
 
 
+@pytest.mark.parametrize("appended", [False, True])
+async def test_what_is_written_when_the_servers_of_its_grant_are_drained_goes_elsewhere(
+    appended: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A new file is open for long before its first byte; what is acknowledged must not go with servers that are off."""
+    async with memory_cluster(chunkservers=6, **QUICK) as cluster, cluster.client() as client:
+        _, file = await client.create_file(ROOT_INODE, b"log", 0o644, 1, 1)
+        chunk = (await client.file_info(file.inode))["chunks"][0]
+        drained = {replica["chunkserver"]: replica["address"].split(":")[0] for replica in chunk["replicas"]}
+        await trio.sleep(20)
+        for server in drained:
+            await client.operator.drain(server)
+
+        def empty(status: dict[str, Any]) -> bool:
+            return all(row["state"] == "drained" for row in status["chunkservers"] if row["id"] in drained)
+
+        await until(client, empty, "three empty servers", 30)
+        if appended:
+            assert await file.append(b"acknowledged") == 0
+        else:
+            await file.write(0, b"acknowledged")
+            await file.fsync()
+        for host in drained.values():
+            await cluster.kill(host)
+        await file.close()
+        async with cluster.client("reader", timeout_seconds=20) as reader:
+            assert await Paths(reader).read("/log") == b"acknowledged"
+
+
 async def test_draining_one_of_as_many_as_the_goal_keeps_the_replicas(autojump_clock: trio.testing.MockClock) -> None:
     async with memory_cluster(chunkservers=3) as cluster, cluster.client() as client:
         await Paths(client, 1, 1).write("/file", b"abc")

@@ -31,7 +31,6 @@ from gfscore.server.master.state import MasterState
 _PAGE_BYTES = 4096
 _MANY_CHUNKS = 1000  # a count of so many is good for a while
 _HEALTH_SECONDS = 1.0
-_WRITTEN_SECONDS = 10.0  # after so long the first write of a granted chunk has been reported
 _FILE_INFO_CHUNKS_MAX = 100_000
 
 
@@ -126,11 +125,6 @@ class Admin:
         if entry.state == "draining" and server.complete and not entry.chunks_left:
             entry.state = "drained"
 
-    def _counts_on(self, handle: int) -> bool:
-        """Not a chunk that was granted a while ago and never written: the first write would find another place."""
-        lease = self._leases.find(handle)
-        return lease is None or not lease.fresh or lease.granted_at > self._env.clock.boottime() - _WRITTEN_SECONDS
-
     async def _chunk_health(self) -> tuple[int, int, int, int]:
         """(healthy, under-, over-replicated, lost) of all chunks, counted in slices; the state may change meanwhile."""
         async with self._counting:
@@ -142,12 +136,7 @@ class Admin:
                 for key, raw in rows:
                     servers = self._servers.replicas(unpack8(key))
                     if self._servers.draining:
-                        on_draining.update(
-                            server.id
-                            for server in servers
-                            if server.id in self._servers.draining
-                            and (server.chunk_count or self._counts_on(unpack8(key)))
-                        )
+                        on_draining.update(server.id for server in servers if server.id in self._servers.draining)
                     live = sum(map(self._servers.counts, servers))
                     chunk = unpack_chunk(raw)
                     goal = chunk.goal
