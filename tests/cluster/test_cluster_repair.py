@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from typing import Any
 
@@ -15,6 +16,7 @@ from gfscore.client.paths import Paths
 from gfscore.env.memory import memory_env
 from gfscore.ids import TRASH_INODE
 from gfscore.proto import gfs_pb2 as pb
+from gfscore.storage import chunk_format as fmt
 
 QUICK: dict[str, Any] = {"suspect_seconds": 3.0, "down_seconds": 6.0}
 
@@ -385,6 +387,55 @@ async def test_a_new_server_is_filled_gently(autojump_clock: trio.testing.MockCl
         assert most == 1 and sum(chunks) == 36 and chunks[0] >= 5, (most, chunks)
         assert await paths.read("/file") == data
         await check_equal(cluster, client, "/file", 2)
+
+
+async def test_nothing_is_moved_to_a_disk_that_others_have_filled(autojump_clock: trio.testing.MockClock) -> None:
+    """Nor is it tried again and again: that alone kept the master busy for ever."""
+    async with memory_cluster(chunkservers=2, replication=1) as cluster, cluster.client() as client:
+        for disk in cluster.disks.values():
+            disk.capacity = 40 * CHUNK_BYTES
+        cluster.disks["cs1"].put("backup", bytes(37 * CHUNK_BYTES))  # not ours
+        await trio.sleep(3)
+        await Paths(client, 1, 1).write("/file", random.Random(7).randbytes(12 * CHUNK_BYTES))
+        await trio.sleep(30)
+        total, free = cluster.disks["cs1"].space()
+        assert free >= total // 20
+
+
+async def test_a_new_server_is_filled_although_one_chunk_cannot_be_repaired(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    scrub = {"scrub_bytes_per_second": 1 << 30, "scrub_pause_seconds": 1.0}
+    async with memory_cluster(3, replication=2, server_options=scrub) as cluster, cluster.client() as client:
+        for disk in cluster.disks.values():
+            disk.capacity = 80 * CHUNK_BYTES
+        paths = Paths(client, 1, 1)
+        await paths.write("/file", random.Random(7).randbytes(18 * CHUNK_BYTES))
+        await paths.write("/bad", bytes(1000))
+        await trio.sleep(150)
+        handle = int((await client.file_info((await paths.stat("/bad")).inode))["chunks"][0]["handle"], 16)
+        for host, *_ in (await replicas_of(cluster, client, "/bad"))[0]:
+            cluster.disks[host].corrupt(f"chunks/{handle & 0xFF:02x}/{handle:016x}", fmt.data_start(CHUNK_BYTES) + 5)
+        await until(client, lambda status: status["chunks"]["lost"] == 1, "it to be noticed")
+        cluster.disks["cs4"] = type(cluster.disks["cs1"])()
+        cluster.disks["cs4"].capacity = 80 * CHUNK_BYTES
+        await cluster.start("cs4")
+        await trio.sleep(200)
+        assert min(row["chunks"] for row in (await client.status())["chunkservers"]) >= 5
+
+
+async def test_moves_come_to_an_end_on_small_disks_too(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with memory_cluster(chunkservers=3, replication=1) as cluster, cluster.client() as client:
+        for disk in cluster.disks.values():
+            disk.capacity = 10 * CHUNK_BYTES
+        await trio.sleep(3)
+        await Paths(client, 1, 1).write("/file", random.Random(7).randbytes(4 * CHUNK_BYTES))
+        await trio.sleep(130)
+        caplog.set_level(logging.INFO)
+        await trio.sleep(60)
+        assert not [record for record in caplog.records if "event=replicated" in record.message]
 
 
 async def test_an_orphan_chunk_is_cloned_too(autojump_clock: trio.testing.MockClock) -> None:

@@ -13,8 +13,8 @@ import trio
 
 from gfscore.env import Env
 from gfscore.errors import Code, GfsError
-from gfscore.metadata.placement import choose_servers
-from gfscore.metadata.repair import MISPLACED, SURPLUS, Action, Site, improves, moves, unbalanced
+from gfscore.metadata.placement import choose_servers, has_room
+from gfscore.metadata.repair import MISPLACED, SURPLUS, Action, Site, improves, move_to, unbalanced
 from gfscore.metadata.repair_queue import Limits, RepairQueue, Slots
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.server.master.cloning import Cloning, SourceFailed
@@ -33,7 +33,8 @@ _RETRY_SECONDS_MAX = 30.0
 _HOPELESS_MAX = 256  # chunks in one go that nobody can take; the others are found so the next time
 _HOPELESS_SECONDS = 10.0  # nobody can take it now: the servers that could are full, say
 _RATE_SECONDS = 10.0  # the rate in the status is the mean of so long
-_MOVES_LOOKED_AT = 2000  # chunks, in the search for one that may move
+_MOVES_LOOKED_AT = 2000  # chunks, in the search for some that may move
+_MOVES_PAUSE_BEATS = 3  # a replica that is given up is deleted after one, and missing in the next report
 
 Plan = tuple[ServerState, ServerState]
 
@@ -49,7 +50,7 @@ class Repair:
         self._servers = servers
         self._cloning = cloning
         self._nursery = nursery
-        self._view = RepairView(state, servers)
+        self._view = RepairView(state, servers, config.rebalance_moves_max * config.chunk_size)
         self._queue = RepairQueue()
         self._slots = Slots(Limits(config.clones_max, config.clones_per_server_max))
         self._at_work: set[int] = set()
@@ -60,6 +61,7 @@ class Repair:
         self._plan: Plan | None = None
         self._hopeless: list[tuple[int, int]] = []
         self._move_candidates: list[int] = []
+        self._moves_from = 0.0  # boottime
         self._done: deque[tuple[float, int]] = deque()  # (when, bytes) of finished clones
         self._mean_bytes = 0.0
         self._began: float | None = None  # boottime since when there is something to clone
@@ -195,6 +197,7 @@ class Repair:
                 failed = [*failed, destination.id]
             self._tries[handle] = (failures + 1, failed)
             if handle in self._moving:
+                self._tries.pop(handle)
                 return
             wait = min(_RETRY_SECONDS_MAX, _RETRY_SECONDS_MIN * 2 ** min(failures, 10))
             self._queue.defer(handle, level, self._env.clock.boottime() + wait)
@@ -202,6 +205,7 @@ class Repair:
             self._slots.end(source.id, destination.id)
             self._at_work.discard(handle)
             self._moving.discard(handle)
+            self._pause_moves()
             self._servers.dirty.add(handle)
             self._wake.set()
 
@@ -237,51 +241,60 @@ class Repair:
         finally:
             self._dropping -= 1
             self._at_work.discard(handle)
+            self._pause_moves()
             self._servers.dirty.add(handle)
             self._wake.set()
 
     # ------------------------------------------------------------ rebalancing
 
     def _start_moves(self) -> None:
-        """Fill a server that has little, gently: a few chunks at a time, and only when nothing else is to be done."""
+        """Fill a server that has little, gently: a few chunks at a time, when nothing else can be done, and by what the
+        servers say after the moves before. One move that fails is not tried again and again either."""
         percent = self._config.rebalance_percent
-        if not percent or len(self._queue) or not self.safe_mode.may_delete or self._dropping:
+        if not percent or self._at_work or not self.safe_mode.may_delete:
             return
-        if len(self._at_work) != len(self._moving):
+        if self._env.clock.boottime() < self._moves_from:
             return
         full, empty = unbalanced(list(self._view.sites.values()), percent / 100)
         fullest = {site.id for site in full}
-        for site in empty:
-            if len(self._moving) >= self._config.rebalance_moves_max or not self._slots.free:
-                return
-            destination = self._servers.by_id.get(site.id)
-            if destination is not None and self._servers.is_up(destination) and self._slots.takes(site.id):
-                self._move_to(destination, site, fullest)
-
-    def _move_to(self, destination: ServerState, site: Site, fullest: set[str]) -> None:
-        """Start one move there: a chunk whose fullest server is one of the fullest of all, so that it is the one whose
-        replica is surplus then."""
+        destinations = deque(site for site in empty if self._takes_moves(site.id))
+        if not fullest or not destinations:
+            return
         if not self._move_candidates:
             self._move_candidates = list(self._servers.locations)
         looked_at = self._move_candidates[-_MOVES_LOOKED_AT:]
         del self._move_candidates[-_MOVES_LOOKED_AT:]
         for handle in looked_at:
-            sites = self._view.sites_of(handle)
-            source_id = max(sites, key=lambda known: known.use).id if sites else ""
-            source = self._servers.by_id.get(source_id)
-            if (
-                source_id in fullest
-                and source is not None
-                and not source.gone
-                and all(known.sure for known in sites)
-                and handle not in self._at_work
-                and handle not in destination.collect
-                and moves(sites, source_id, site)
-                and self._slots.source([source_id])
-            ):
-                self._moving.add(handle)
-                self._begin(handle, MISPLACED, source, destination)
+            if len(self._moving) >= self._config.rebalance_moves_max or not self._slots.free:
                 return
+            self._move(handle, fullest, destinations)
+
+    def _takes_moves(self, server_id: str) -> bool:
+        server = self._servers.by_id.get(server_id)
+        return server is not None and self._servers.is_up(server) and has_room(server.load)
+
+    def _move(self, handle: int, fullest: set[str], destinations: deque[Site]) -> None:
+        """Start a move of this chunk, if its fullest server is one of the fullest of all, so that it is the one whose
+        replica is surplus then. Whoever gets it is the last of `destinations` from then on."""
+        sites = self._view.sites_of(handle)
+        source_id = max(sites, key=lambda known: known.use).id if sites else ""
+        if source_id not in fullest or handle in self._queue or not all(known.sure for known in sites):
+            return
+        source = self._servers.by_id.get(source_id)
+        site = move_to(sites, source_id, destinations)
+        if site is None or source is None or source.gone or not self._slots.source([source_id]):
+            return
+        destination = self._servers.by_id[site.id]
+        if handle in destination.collect or not self._slots.takes(site.id):
+            return
+        destinations.remove(site)
+        destinations.append(site)
+        self._moving.add(handle)
+        self._begin(handle, MISPLACED, source, destination)
+
+    def _pause_moves(self) -> None:
+        """Until the servers have said how full they are now."""
+        self._moves_from = self._env.clock.boottime() + _MOVES_PAUSE_BEATS * self._config.heartbeat_seconds
 
     # ------------------------------------------------------------ what is told
 
