@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import trio
 
 from gfscore.env import Env
-from gfscore.errors import Code, GfsError
-from gfscore.metadata.chunks import find_chunk, last_index, mapping_get, unpack_chunk
+from gfscore.errors import Code
+from gfscore.metadata.chunks import chunks_from, find_chunk, unpack_chunk
 from gfscore.metadata.inodes import load_file
 from gfscore.metadata.keys import unpack8
 from gfscore.metadata.placement import reserve_of
@@ -31,7 +32,7 @@ from gfscore.server.master.state import MasterState
 _PAGE_BYTES = 4096
 _MANY_CHUNKS = 1000  # a count of so many is good for a while
 _HEALTH_SECONDS = 1.0
-_FILE_INFO_CHUNKS_MAX = 100_000
+_FILE_INFO_CHUNKS = 2000  # in one answer
 
 
 class Admin:
@@ -156,29 +157,28 @@ class Admin:
 
     # ------------------------------------------------------------ FileInfo
 
-    async def file_info(self, request: pb.InodeRequest, context: CallContext) -> pb.FileInfoReply:
-        """Handler of `FileInfo`: every replica of every chunk, as its server says it is."""
+    async def file_info(self, request: pb.FileInfoRequest, context: CallContext) -> pb.FileInfoReply:
+        """Handler of `FileInfo`: every replica of every chunk, as its server says it is; a page of them."""
         tables = self._state.tables
         record = load_file(tables, request.inode)
-        count = last_index(tables, request.inode) + 1
-        if count > _FILE_INFO_CHUNKS_MAX:
-            raise GfsError(Code.NOT_SUPPORTED, f"{count} chunks are more than one answer can hold")
-        handles = mapping_get(tables, request.inode, 0, count)
+        count = min(request.count or _FILE_INFO_CHUNKS, _FILE_INFO_CHUNKS)
+        found_here = list(islice(chunks_from(tables, request.inode, request.first), count + 1))
+        following = found_here.pop()[0] if len(found_here) > count else 0
+        handles = [handle for _, handle in found_here]
         await self._servers.wait_for(handles, 1.0)
         by_server: dict[ServerState, list[int]] = {}
         for handle in handles:
-            for server in self._all_replicas(handle) if handle else ():
+            for server in self._all_replicas(handle):
                 by_server.setdefault(server, []).append(handle)
         found = await self._chunk_calls.inspect({s: h for s, h in by_server.items() if not s.gone})
         reply = pb.FileInfoReply(
-            length=record.size, replication=effective(tables, request.inode, self._defaults).replication
+            length=record.size, replication=effective(tables, request.inode, self._defaults).replication, next=following
         )
-        for index, handle in enumerate(handles):
+        for index, handle in found_here:
             chunk = reply.chunks.add(index=index, handle=handle)
-            if handle:
-                self._describe(chunk, handle, dict(found.get(handle, ())))
-                if record.length_pending and chunk.length:
-                    reply.length = max(reply.length, index * self._chunk_size + chunk.length)
+            self._describe(chunk, handle, dict(found.get(handle, ())))
+            if record.length_pending and chunk.length:
+                reply.length = max(reply.length, index * self._chunk_size + chunk.length)
         return reply
 
     def _all_replicas(self, handle: int) -> list[ServerState]:
