@@ -16,6 +16,7 @@ from gfscore.client.paths import Paths
 from gfscore.env.memory import memory_env
 from gfscore.ids import TRASH_INODE
 from gfscore.proto import gfs_pb2 as pb
+from gfscore.server.master.state import MasterState
 from gfscore.storage import chunk_format as fmt
 
 QUICK: dict[str, Any] = {"suspect_seconds": 3.0, "down_seconds": 6.0}
@@ -242,6 +243,27 @@ async def test_what_is_written_when_the_servers_of_its_grant_are_drained_goes_el
         await file.close()
         async with cluster.client("reader", timeout_seconds=20) as reader:
             assert await Paths(reader).read("/log") == b"acknowledged"
+
+
+async def test_a_drain_that_was_refused_is_not_in_force_and_can_be_asked_for_again(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has no room in the log is forgotten by the next start: it must not look as if it had worked."""
+    async with memory_cluster() as cluster:
+        async with cluster.client() as client:
+            server = (await client.status())["chunkservers"][0]["id"]
+
+            def full(self: MasterState, size: int, batch: object) -> None:
+                raise GfsError(Code.NO_SPACE, "the disk of the master is full")
+
+            with monkeypatch.context() as patch, pytest.raises(GfsError):
+                patch.setattr(MasterState, "_need_room", full)
+                await client.operator.drain(server)
+            assert (await client.status())["chunkservers"][0]["state"] == "up"
+            await client.operator.drain(server)
+            await cluster.restart("master")
+        async with cluster.client("again") as client:
+            await until(client, lambda s: any(row["state"] == "drained" for row in s["chunkservers"]), "emptiness")
 
 
 async def test_draining_one_of_as_many_as_the_goal_keeps_the_replicas(autojump_clock: trio.testing.MockClock) -> None:

@@ -283,11 +283,10 @@ class Servers:
         tx = self._state.begin()
         if draining:
             tx.put(COUNTERS, _DRAINING + server_id.encode(), b"")
-            self.draining.add(server_id)
         else:
             tx.delete(COUNTERS, _DRAINING + server_id.encode())
-            self.draining.discard(server_id)
         self._state.commit(tx)
+        (self.draining.add if draining else self.draining.discard)(server_id)
 
     def forget(self, server_id: str) -> None:
         """It never comes back, says the operator: nobody waits for it (rule 23). Raises BUSY while it is up."""
