@@ -56,7 +56,7 @@ class OperatorQueries:
                 for entry in reply.chunkservers
             ],
             "chunks": {
-                "total": reply.chunks,
+                "total": reply.healthy + reply.under_replicated + reply.over_replicated + reply.lost,
                 "healthy": reply.healthy,
                 "under_replicated": reply.under_replicated,
                 "over_replicated": reply.over_replicated,

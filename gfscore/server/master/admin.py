@@ -32,6 +32,7 @@ from gfscore.server.master.state import MasterState
 _PAGE_BYTES = 4096
 _MANY_CHUNKS = 1000  # a count of so many is good for a while
 _HEALTH_SECONDS = 1.0
+_COUNTING_SHARE = 4  # at most one of so many seconds goes into counting, however often the status is asked for
 _FILE_INFO_CHUNKS = 2000  # in one answer
 
 
@@ -55,6 +56,7 @@ class Admin:
         self._started = env.clock.boottime()
         self._health = (0, 0, 0, 0)
         self._on_draining: Counter[str] = Counter()  # chunks that count on a draining server
+        self._counted_draining: set[str] = set()
         self._health_until = float("-inf")
         self._counting = trio.Lock()
 
@@ -129,8 +131,10 @@ class Admin:
     async def _chunk_health(self) -> tuple[int, int, int, int]:
         """(healthy, under-, over-replicated, lost) of all chunks, counted in slices; the state may change meanwhile."""
         async with self._counting:
-            if self._env.clock.boottime() < self._health_until:
+            began = self._env.clock.boottime()
+            if began < self._health_until and self._counted_draining == self._servers.draining:
                 return self._health
+            self._counted_draining = set(self._servers.draining)
             healthy = under = over = lost = 0
             on_draining: Counter[str] = Counter()
             async for rows in slices(self._state.tables, CHUNKS):
@@ -151,8 +155,9 @@ class Admin:
                         lost += 1
             self._on_draining = on_draining
             self._health = (healthy, under, over, lost)
+            ended = self._env.clock.boottime()
             good_for = _HEALTH_SECONDS if sum(self._health) > _MANY_CHUNKS else 0.0
-            self._health_until = self._env.clock.boottime() + good_for
+            self._health_until = ended + max(good_for, (_COUNTING_SHARE - 1) * (ended - began))
             return self._health
 
     # ------------------------------------------------------------ FileInfo
