@@ -56,7 +56,7 @@ class Repair:
         self._at_work: set[int] = set()
         self._moving: set[int] = set()  # of those, what is moved only to balance disks
         self._dropping = 0
-        self._tries: dict[int, tuple[int, list[str]]] = {}  # handle → failures in a row, servers that failed
+        self._tries: dict[int, tuple[int, set[str]]] = {}  # handle → failures in a row, servers that failed
         self._scan_wanted = True
         self._plan: Plan | None = None
         self._hopeless: list[tuple[int, int]] = []
@@ -149,7 +149,7 @@ class Repair:
         if not sources or not others:
             self._hopeless.append((handle, level))
             return False
-        failed = self._tries.get(handle, (0, []))[1]
+        failed = self._tries.get(handle, (0, set()))[1]
         up = [server for server in sources if self._servers.is_up(server)]
         fit = [server for server in up if server.id not in failed]
         source_id = self._slots.source([server.id for server in fit or up or sources])
@@ -190,11 +190,11 @@ class Repair:
                 "event=clone_failed chunk=%016x source=%s destination=%s code=%s error=%r",
                 handle, source.id, destination.id, error.code.name, str(error),
             )  # fmt: skip
-            failures, failed = self._tries.get(handle, (0, []))
+            failures, failed = self._tries.get(handle, (0, set()))
             if isinstance(error, SourceFailed) or error.code is Code.UNREACHABLE:  # it may have waited for its source
-                failed = [*failed, source.id]
+                failed.add(source.id)
             if not isinstance(error, SourceFailed) and error.code is not Code.STALE_VERSION:
-                failed = [*failed, destination.id]
+                failed.add(destination.id)
             self._tries[handle] = (failures + 1, failed)
             if handle in self._moving:
                 self._tries.pop(handle)
@@ -211,7 +211,13 @@ class Repair:
 
     def _count(self, copied: int) -> None:
         self._done.append((self._env.clock.boottime(), copied))
+        self._forget_done()
         self._mean_bytes = copied if not self._mean_bytes else 0.9 * self._mean_bytes + 0.1 * copied
+
+    def _forget_done(self) -> None:
+        before = self._env.clock.boottime() - _RATE_SECONDS
+        while self._done and self._done[0][0] < before:
+            self._done.popleft()
 
     # ------------------------------------------------------------ replicas that are too many
 
@@ -301,8 +307,7 @@ class Repair:
     def report(self, reply: pb.StatusReply) -> None:
         """The part of the status that is about repair."""
         now = self._env.clock.boottime()
-        while self._done and self._done[0][0] < now - _RATE_SECONDS:
-            self._done.popleft()
+        self._forget_done()
         since = min(_RATE_SECONDS, max(1.0, now - self._done[0][0])) if self._done else 1.0
         rate = sum(size for _, size in self._done) / since
         reply.safe_mode_reason = self.safe_mode.reason

@@ -31,6 +31,7 @@ _DRIFT = 1.05  # the master waits longer than a server counts: clocks differ (ru
 _DECAY_SECONDS = 10.0
 _FAILED_SECONDS = 10.0
 _PING_SECONDS = 1.0
+_SETS_MIN = 10_000
 _GATHERING_SECONDS = 5.0  # in which the servers of before a restart come back, as a rule
 
 CORRUPT = -1  # in the place of a version: the replica is damaged
@@ -336,6 +337,8 @@ class Servers:
         known = self._sets.get(key)
         if known is None or any(server.gone for server in known):
             known = self._sets[key] = tuple(servers)
+            if len(self._sets) > 2 * len(self.locations) + _SETS_MIN:  # most are of chunks that are gone
+                self._sets = {tuple([s.id for s in used]): used for used in self.locations.values()}
         return known
 
     def replicas(self, handle: int) -> list[ServerState]:
