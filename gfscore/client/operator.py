@@ -56,7 +56,7 @@ class OperatorQueries:
                 for entry in reply.chunkservers
             ],
             "chunks": {
-                "total": reply.chunks,
+                "total": reply.healthy + reply.under_replicated + reply.over_replicated + reply.lost,
                 "healthy": reply.healthy,
                 "under_replicated": reply.under_replicated,
                 "over_replicated": reply.over_replicated,
@@ -84,28 +84,32 @@ class OperatorQueries:
 
     async def file_info(self, inode: int, path: str = "") -> dict[str, Any]:
         """The chunks of a file and where each replica is; `path` is put into the answer as given."""
-        reply = await self._session.call("FileInfo", pb.InodeRequest(inode=inode))
-        return {
-            "path": path,
-            "length": reply.length,
-            "replication": reply.replication,
-            "chunks": [
-                {
-                    "index": chunk.index,
-                    "handle": f"{chunk.handle:016x}",
-                    "version": chunk.version,
-                    "length": chunk.length,
-                    "primary": chunk.primary,
-                    "replicas": [
-                        {
-                            "chunkserver": replica.server.id,
-                            "address": f"{replica.server.address.host}:{replica.server.address.port}",
-                            "state": replica.state,
-                            "path": replica.path,
-                        }
-                        for replica in chunk.replicas
-                    ],
-                }
-                for chunk in reply.chunks
-            ],
-        }
+        request = pb.FileInfoRequest(inode=inode)
+        length = 0
+        chunks: list[dict[str, Any]] = []
+        while True:
+            reply = await self._session.call("FileInfo", request)
+            length = max(length, reply.length)
+            chunks += map(_chunk, reply.chunks)
+            request.first = reply.next
+            if not reply.next:
+                return {"path": path, "length": length, "replication": reply.replication, "chunks": chunks}
+
+
+def _chunk(chunk: pb.FileInfoReply.Chunk) -> dict[str, Any]:
+    return {
+        "index": chunk.index,
+        "handle": f"{chunk.handle:016x}",
+        "version": chunk.version,
+        "length": chunk.length,
+        "primary": chunk.primary,
+        "replicas": [
+            {
+                "chunkserver": replica.server.id,
+                "address": f"{replica.server.address.host}:{replica.server.address.port}",
+                "state": replica.state,
+                "path": replica.path,
+            }
+            for replica in chunk.replicas
+        ],
+    }

@@ -87,19 +87,24 @@ class Verifier:
             return
         self.files += 1
         async with trio.open_nursery() as nursery:
-            for message in info.chunks:
-                if not message.handle or message.handle in self._seen:
-                    continue
-                self._seen.add(message.handle)
-                self.chunks += 1
-                self.replicas += len(message.replicas)
-                for replica in message.replicas:
-                    server = replica.server.id
-                    self.replicas_by_server[server] = self.replicas_by_server.get(server, 0) + 1
-                chunk = _Chunk(path, inode, message.index, message.handle)
-                # Taken here, not in the task: at most so many tasks exist, however large the file is.
-                await self._at_once.acquire()
-                nursery.start_soon(self._first_look, chunk, message)
+            while info is not None:
+                for message in info.chunks:
+                    if message.handle in self._seen:
+                        continue
+                    self._count(message)
+                    chunk = _Chunk(path, inode, message.index, message.handle)
+                    # Taken here, not in the task: at most so many tasks exist, however large the file is.
+                    await self._at_once.acquire()
+                    nursery.start_soon(self._first_look, chunk, message)
+                info = await self._file_info(inode, info.next) if info.next else None
+
+    def _count(self, message: pb.FileInfoReply.Chunk) -> None:
+        self._seen.add(message.handle)
+        self.chunks += 1
+        self.replicas += len(message.replicas)
+        for replica in message.replicas:
+            server = replica.server.id
+            self.replicas_by_server[server] = self.replicas_by_server.get(server, 0) + 1
 
     async def settle(self) -> None:
         """Look again at what may only have been a change under way."""
@@ -148,9 +153,9 @@ class Verifier:
 
     async def _look_anew(self, chunk: _Chunk) -> bool:
         """Whether the chunk is still there and nobody else's business."""
-        info = await self._file_info(chunk.inode)
-        message = info.chunks[chunk.index] if info is not None and chunk.index < len(info.chunks) else None
-        if info is None or message is None or not message.handle:
+        info = await self._file_info(chunk.inode, chunk.index, 1)
+        message = info.chunks[0] if info is not None and info.chunks else None
+        if message is None or message.index != chunk.index:
             chunk.problems = []  # the file, or this part of it, is gone
             return False
         if message.handle != chunk.handle and message.handle in self._seen:
@@ -218,9 +223,11 @@ class Verifier:
 
     # ------------------------------------------------------------ calls
 
-    async def _file_info(self, inode: int) -> pb.FileInfoReply | None:
+    async def _file_info(self, inode: int, first: int = 0, count: int = 0) -> pb.FileInfoReply | None:
+        """What the master says of the chunks from `first` on, `count` at most; None for a file that is gone."""
+        request = pb.FileInfoRequest(inode=inode, first=first, count=count)
         try:
-            reply: pb.FileInfoReply = await self._session.call("FileInfo", pb.InodeRequest(inode=inode))
+            reply: pb.FileInfoReply = await self._session.call("FileInfo", request)
             return reply
         except GfsError as error:
             if error.code in (Code.NOT_FOUND, Code.STALE_INODE):

@@ -5,7 +5,7 @@ Handles are logical times, never used twice. Where replicas are is not known her
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from struct import Struct
 from typing import NamedTuple
 
@@ -110,6 +110,15 @@ def enumerate_chunks(t: Tables, inode: int) -> list[tuple[int, int]]:
         for within, handle in enumerate(unpack_segment(raw))
         if handle
     ]
+
+
+def chunks_from(t: Tables, inode: int, first: int) -> Iterator[tuple[int, int]]:
+    """(index, handle) of the chunks of a file from index `first` on, without the holes."""
+    for key, raw in t.range(MAPPING, segment_key(inode, first // SEGMENT_CHUNKS), after_prefix(inode)):
+        start = int.from_bytes(key[8:], "big") * SEGMENT_CHUNKS
+        for index, handle in enumerate(unpack_segment(raw), start):
+            if handle and index >= first:
+                yield index, handle
 
 
 def index_of(t: Tables, inode: int, handle: int) -> int:

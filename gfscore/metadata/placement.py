@@ -32,6 +32,11 @@ def reserve_of(total_bytes: int, reserve_bytes: int = RESERVE_BYTES_DEFAULT) -> 
     return min(reserve_bytes, total_bytes // _RESERVE_SHARE_MAX)
 
 
+def has_room(server: ServerLoad, reserve_bytes: int = RESERVE_BYTES_DEFAULT) -> bool:
+    """It may get another replica."""
+    return server.total_bytes - server.used_bytes >= reserve_of(server.total_bytes, reserve_bytes) > 0
+
+
 def _least_shared(candidates: Sequence[ServerLoad], racks: dict[str, int], hosts: dict[str, int]) -> int:
     """The position of the first candidate in the least used rack, and there on the least used host."""
     best, least = 0, (1 << 30, 0)
@@ -68,7 +73,7 @@ def choose_servers(
         if server.id in existing:
             racks[server.rack] = racks.get(server.rack, 0) + 1
             hosts[server.host] = hosts.get(server.host, 0) + 1
-        elif server.total_bytes - server.used_bytes >= reserve_of(server.total_bytes, reserve_bytes) > 0:
+        elif has_room(server, reserve_bytes):
             if server.id in avoid:
                 avoided.append(server)
             else:

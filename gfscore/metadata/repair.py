@@ -7,7 +7,7 @@ share one judgement. Who clones when is for `repair_queue` and the shell.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ class Site(NamedTuple):
     sure: bool = True  # and it was heard of just now: replicas elsewhere may go on the strength of this one
     draining: bool = False
     use: float = 0.0  # share of its disk that is used
+    step: float = 0.0  # share of its disk by which the moves of one time may change that
 
 
 class Action(Enum):
@@ -98,23 +99,26 @@ def improves(sites: Sequence[Site], destination: Site) -> bool:
     return destination.rack not in {site.rack for site in sites if site.live and not site.draining}
 
 
-def moves(sites: Sequence[Site], source: str, destination: Site) -> bool:
-    """Whether a chunk may move from `source` to `destination` in a rebalancing: it must not lose a rack by it."""
-    racks = {site.rack for site in sites}
-    after = {site.rack for site in sites if site.id != source} | {destination.rack}
-    return all(site.id != destination.id for site in sites) and len(after) >= min(2, len(racks))
+def move_to(sites: Sequence[Site], source: str, destinations: Iterable[Site]) -> Site | None:
+    """The first of `destinations` to which a chunk may move from `source` in a rebalancing: it must not lose a rack by
+    it."""
+    held = {site.id for site in sites}
+    left = {site.rack for site in sites if site.id != source}
+    any_rack = len(left) >= min(2, len({site.rack for site in sites}))
+    return next((site for site in destinations if site.id not in held and (any_rack or site.rack not in left)), None)
 
 
 def unbalanced(sites: Sequence[Site], threshold: float) -> tuple[list[Site], list[Site]]:
     """(too full, rather empty) servers: those whose use differs from the mean by more than `threshold`, the extremes
-    first. When only one side has any, the other is everybody on the far side of the mean [0074].
+    first. When only one side has any, the other is everybody on the far side of the mean [0074]. Nor is a server on
+    either side that the moves of one time could take to the other: chunks would go to and fro.
     """
     sites = [site for site in sites if site.live and not site.draining]
     if len(sites) < 2:
         return [], []
     mean = sum(site.use for site in sites) / len(sites)
-    full = sorted((site for site in sites if site.use > mean + threshold), key=lambda site: -site.use)
-    empty = sorted((site for site in sites if site.use < mean - threshold), key=lambda site: site.use)
+    full = sorted((site for site in sites if site.use > mean + max(threshold, site.step)), key=lambda site: -site.use)
+    empty = sorted((site for site in sites if site.use < mean - max(threshold, site.step)), key=lambda site: site.use)
     if full and not empty:
         empty = sorted((site for site in sites if site.use < mean), key=lambda site: site.use)
     elif empty and not full:

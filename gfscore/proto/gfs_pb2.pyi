@@ -1536,6 +1536,33 @@ class PolicyReply(_message.Message):
 Global___PolicyReply: _TypeAlias = PolicyReply  # noqa: Y015
 
 @_typing.final
+class FileInfoRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INODE_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    inode: _builtins.int
+    first: _builtins.int
+    """from this chunk on"""
+    count: _builtins.int
+    """so many at most; 0: what fits into one answer"""
+    def __init__(
+        self,
+        *,
+        inode: _builtins.int = ...,
+        first: _builtins.int = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "first", b"first", "inode", b"inode"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileInfoRequest: _TypeAlias = FileInfoRequest  # noqa: Y015
+
+@_typing.final
 class FileInfoReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1613,20 +1640,26 @@ class FileInfoReply(_message.Message):
     LENGTH_FIELD_NUMBER: _builtins.int
     REPLICATION_FIELD_NUMBER: _builtins.int
     CHUNKS_FIELD_NUMBER: _builtins.int
+    NEXT_FIELD_NUMBER: _builtins.int
     length: _builtins.int
     replication: _builtins.int
+    next: _builtins.int
+    """where to go on; 0: that was all"""
     @_builtins.property
-    def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileInfoReply.Chunk]: ...
+    def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileInfoReply.Chunk]:
+        """without the holes"""
+
     def __init__(
         self,
         *,
         length: _builtins.int = ...,
         replication: _builtins.int = ...,
         chunks: _abc.Iterable[Global___FileInfoReply.Chunk] | None = ...,
+        next: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "length", b"length", "replication", b"replication"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "length", b"length", "next", b"next", "replication", b"replication"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,7 +29,7 @@ class Scripted(Verifier):
             self.info.chunks[0].replicas.add(server=server, state=state)
             self.items[server.id] = pb.InspectReply.Item(error=error, version=version, length=length, digest=digest)
 
-    async def _file_info(self, inode: int) -> pb.FileInfoReply | None:
+    async def _file_info(self, inode: int, first: int = 0, count: int = 0) -> pb.FileInfoReply | None:
         return self.info
 
     async def _inspect(self, server: pb.Server, handle: int, length: int) -> pb.InspectReply.Item:

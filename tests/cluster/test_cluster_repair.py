@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from typing import Any
 
@@ -15,6 +16,8 @@ from gfscore.client.paths import Paths
 from gfscore.env.memory import memory_env
 from gfscore.ids import TRASH_INODE
 from gfscore.proto import gfs_pb2 as pb
+from gfscore.server.master.state import MasterState
+from gfscore.storage import chunk_format as fmt
 
 QUICK: dict[str, Any] = {"suspect_seconds": 3.0, "down_seconds": 6.0}
 
@@ -153,6 +156,23 @@ async def test_the_dead_server_comes_back_and_what_is_too_many_goes(autojump_clo
         assert await paths.read("/file") == data
 
 
+async def test_a_replica_that_is_gone_when_its_server_comes_back_is_made_anew_there(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Nobody else can take it: there are as many servers as replicas wanted."""
+    async with memory_cluster(chunkservers=3, **QUICK) as cluster, cluster.client() as client:
+        paths = Paths(client, 1, 1)
+        await paths.write("/f", b"data" * 1000)
+        await trio.sleep(130)  # the lease is given back
+        handle = int((await client.file_info((await paths.stat("/f")).inode))["chunks"][0]["handle"], 16)
+        await cluster.kill("cs2")
+        cluster.disks["cs2"].unlink(f"chunks/{handle & 0xFF:02x}/{handle:016x}")
+        await cluster.start("cs2")
+        await trio.sleep(30)
+        await until(client, healed, "three replicas")
+        await check_equal(cluster, client, "/f", 3)
+
+
 async def test_a_short_absence_moves_nothing(autojump_clock: trio.testing.MockClock) -> None:
     async with memory_cluster(chunkservers=4, down_seconds=20.0) as cluster, cluster.client() as client:
         await Paths(client, 1, 1).write("/file", bytes(3 * CHUNK_BYTES))
@@ -194,6 +214,56 @@ async def test_draining_empties_a_server_and_survives_a_restart(autojump_clock: 
                 await check_equal(cluster, client, path, 3)
             await client.operator.drain(drained, cancel=True)
             await until(client, lambda status: row(status)["state"] == "up", "the end of it")
+
+
+@pytest.mark.parametrize("appended", [False, True])
+async def test_what_is_written_when_the_servers_of_its_grant_are_drained_goes_elsewhere(
+    appended: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A new file is open for long before its first byte; what is acknowledged must not go with servers that are off."""
+    async with memory_cluster(chunkservers=6, **QUICK) as cluster, cluster.client() as client:
+        _, file = await client.create_file(ROOT_INODE, b"log", 0o644, 1, 1)
+        chunk = (await client.file_info(file.inode))["chunks"][0]
+        drained = {replica["chunkserver"]: replica["address"].split(":")[0] for replica in chunk["replicas"]}
+        await trio.sleep(20)
+        for server in drained:
+            await client.operator.drain(server)
+
+        def empty(status: dict[str, Any]) -> bool:
+            return all(row["state"] == "drained" for row in status["chunkservers"] if row["id"] in drained)
+
+        await until(client, empty, "three empty servers", 30)
+        if appended:
+            assert await file.append(b"acknowledged") == 0
+        else:
+            await file.write(0, b"acknowledged")
+            await file.fsync()
+        for host in drained.values():
+            await cluster.kill(host)
+        await file.close()
+        async with cluster.client("reader", timeout_seconds=20) as reader:
+            assert await Paths(reader).read("/log") == b"acknowledged"
+
+
+async def test_a_drain_that_was_refused_is_not_in_force_and_can_be_asked_for_again(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has no room in the log is forgotten by the next start: it must not look as if it had worked."""
+    async with memory_cluster() as cluster:
+        async with cluster.client() as client:
+            server = (await client.status())["chunkservers"][0]["id"]
+
+            def full(self: MasterState, size: int, batch: object) -> None:
+                raise GfsError(Code.NO_SPACE, "the disk of the master is full")
+
+            with monkeypatch.context() as patch, pytest.raises(GfsError):
+                patch.setattr(MasterState, "_need_room", full)
+                await client.operator.drain(server)
+            assert (await client.status())["chunkservers"][0]["state"] == "up"
+            await client.operator.drain(server)
+            await cluster.restart("master")
+        async with cluster.client("again") as client:
+            await until(client, lambda s: any(row["state"] == "drained" for row in s["chunkservers"]), "emptiness")
 
 
 async def test_draining_one_of_as_many_as_the_goal_keeps_the_replicas(autojump_clock: trio.testing.MockClock) -> None:
@@ -339,6 +409,55 @@ async def test_a_new_server_is_filled_gently(autojump_clock: trio.testing.MockCl
         assert most == 1 and sum(chunks) == 36 and chunks[0] >= 5, (most, chunks)
         assert await paths.read("/file") == data
         await check_equal(cluster, client, "/file", 2)
+
+
+async def test_nothing_is_moved_to_a_disk_that_others_have_filled(autojump_clock: trio.testing.MockClock) -> None:
+    """Nor is it tried again and again: that alone kept the master busy for ever."""
+    async with memory_cluster(chunkservers=2, replication=1) as cluster, cluster.client() as client:
+        for disk in cluster.disks.values():
+            disk.capacity = 40 * CHUNK_BYTES
+        cluster.disks["cs1"].put("backup", bytes(37 * CHUNK_BYTES))  # not ours
+        await trio.sleep(3)
+        await Paths(client, 1, 1).write("/file", random.Random(7).randbytes(12 * CHUNK_BYTES))
+        await trio.sleep(30)
+        total, free = cluster.disks["cs1"].space()
+        assert free >= total // 20
+
+
+async def test_a_new_server_is_filled_although_one_chunk_cannot_be_repaired(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    scrub = {"scrub_bytes_per_second": 1 << 30, "scrub_pause_seconds": 1.0}
+    async with memory_cluster(3, replication=2, server_options=scrub) as cluster, cluster.client() as client:
+        for disk in cluster.disks.values():
+            disk.capacity = 80 * CHUNK_BYTES
+        paths = Paths(client, 1, 1)
+        await paths.write("/file", random.Random(7).randbytes(18 * CHUNK_BYTES))
+        await paths.write("/bad", bytes(1000))
+        await trio.sleep(150)
+        handle = int((await client.file_info((await paths.stat("/bad")).inode))["chunks"][0]["handle"], 16)
+        for host, *_ in (await replicas_of(cluster, client, "/bad"))[0]:
+            cluster.disks[host].corrupt(f"chunks/{handle & 0xFF:02x}/{handle:016x}", fmt.data_start(CHUNK_BYTES) + 5)
+        await until(client, lambda status: status["chunks"]["lost"] == 1, "it to be noticed")
+        cluster.disks["cs4"] = type(cluster.disks["cs1"])()
+        cluster.disks["cs4"].capacity = 80 * CHUNK_BYTES
+        await cluster.start("cs4")
+        await trio.sleep(200)
+        assert min(row["chunks"] for row in (await client.status())["chunkservers"]) >= 5
+
+
+async def test_moves_come_to_an_end_on_small_disks_too(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with memory_cluster(chunkservers=3, replication=1) as cluster, cluster.client() as client:
+        for disk in cluster.disks.values():
+            disk.capacity = 10 * CHUNK_BYTES
+        await trio.sleep(3)
+        await Paths(client, 1, 1).write("/file", random.Random(7).randbytes(4 * CHUNK_BYTES))
+        await trio.sleep(130)
+        caplog.set_level(logging.INFO)
+        await trio.sleep(60)
+        assert not [record for record in caplog.records if "event=replicated" in record.message]
 
 
 async def test_an_orphan_chunk_is_cloned_too(autojump_clock: trio.testing.MockClock) -> None:

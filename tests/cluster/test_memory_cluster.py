@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
@@ -13,6 +14,8 @@ from memory_cluster import CHUNK_BYTES, memory_cluster
 from gfscore.client import ROOT_INODE, AttrChanges, Code, FileType, GfsError
 from gfscore.client.paths import Paths
 from gfscore.proto import gfs_pb2 as pb
+from gfscore.server.master import admin
+from gfscore.server.master.scanning import slices
 
 
 async def test_write_read_and_the_length_seen_by_another_client(autojump_clock: trio.testing.MockClock) -> None:
@@ -317,3 +320,34 @@ async def test_a_file_synced_by_its_last_reader_is_let_go_all_the_same(autojump_
         await trio.sleep(5)
         found = await other.getattr(attr.inode)
         assert found.size == 4 and not found.length_pending
+
+
+async def test_asking_for_the_status_all_the_time_does_not_keep_the_master_counting(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a million chunks a count takes seconds; `gfs drain --wait` asks twice a second. What is told adds up."""
+    counting = 0.0
+
+    async def slow(tables: Any, table: str) -> AsyncIterator[Any]:
+        nonlocal counting
+        await trio.sleep(2)
+        counting += 2
+        async for rows in slices(tables, table):
+            yield rows
+
+    monkeypatch.setattr(admin, "slices", slow)
+    async with memory_cluster() as cluster, cluster.client() as client:
+        await Paths(client, 1, 1).write("/f", b"data")
+        before, counting = trio.current_time(), 0.0
+        while trio.current_time() < before + 100:
+            chunks = (await client.status())["chunks"]
+            assert chunks.pop("total") == sum(chunks.values())
+            await trio.sleep(0.5)
+        assert 10 < counting < 30
+        await Paths(client, 1, 1).write("/g", b"data")
+        chunks = (await client.status())["chunks"]
+        assert chunks.pop("total") == sum(chunks.values())
+        server = (await client.status())["chunkservers"][0]["id"]
+        await client.operator.drain(server)
+        rows = (await client.status())["chunkservers"]
+        assert next(row["chunks_left"] for row in rows if row["id"] == server) == 2, "it was counted anew"

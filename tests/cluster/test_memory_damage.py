@@ -273,6 +273,35 @@ async def test_what_is_damaged_in_different_places_is_put_together(
             assert set((await states(client, [path])).values()) == {"good"}
 
 
+async def test_what_is_damaged_everywhere_is_put_together_after_a_start_of_the_master_too(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It is reported while nothing may be cloned yet, and the last server that is waited for has nothing of it."""
+    data = random.Random(1).randbytes(4 * BLOCK_BYTES)
+    async with memory_cluster(5, server_options=EAGER) as cluster:
+        async with cluster.client() as client:
+            await Paths(client, 1, 1).write("/f", data)
+            await trio.sleep(130)  # the lease is given back
+            chunk = (await chunks_of(client, ["/f"]))["/f", 0]
+            hosts = [replica["address"].split(":")[0] for replica in chunk["replicas"]]
+            other = next(name for name in cluster.names if name not in hosts)
+            await cluster.kill("master")
+            for block, host in enumerate(hosts):
+                cluster.disks[host].corrupt(chunk_path(int(chunk["handle"], 16)), DATA_START + block * BLOCK_BYTES + 5)
+            await trio.sleep(5)  # the scrub finds it
+            await cluster.kill(other)
+            await cluster.start("master")
+            await trio.sleep(5)
+            await cluster.start(other)
+        async with cluster.client("again") as client:
+
+            async def repaired() -> bool:
+                return list((await states(client, ["/f"])).values()).count("good") == 3
+
+            await wait_until(repaired, 300)
+            assert await Paths(client).read("/f") == data
+
+
 async def killed_with_an_uncommitted_length(cluster: MemoryCluster) -> tuple[int, int]:
     """Everything killed after appends of which the master knows no length yet: (inode, handle)."""
     async with cluster.client("one", timeout_seconds=5) as one:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 import trio
 import trio.testing
 from memory_cluster import CHUNK_BYTES, MemoryCluster, memory_cluster
@@ -12,6 +13,7 @@ from gfscore.client import ROOT_INODE, Client, FileType
 from gfscore.client.paths import Paths
 from gfscore.client.verify import Verifier
 from gfscore.ids import BLOCK_BYTES
+from gfscore.server.master import admin
 from gfscore.storage import chunk_format as fmt
 
 DATA_START = fmt.data_start(CHUNK_BYTES)
@@ -76,6 +78,27 @@ async def test_links_and_snapshots_are_verified_once_and_all_is_well(autojump_cl
         verifier = await fsck(client)
         assert (verifier.chunks, verifier.replicas, verifier.problems) == (4, 12, [])
         assert set(verifier.replicas_by_server.values()) == {4}
+
+
+async def test_a_file_of_any_size_is_verified_and_told_of(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In pages, as one answer cannot hold more; and holes are nothing to tell, however many there are."""
+    monkeypatch.setattr(admin, "_FILE_INFO_CHUNKS", 2)
+    async with memory_cluster(server_options=QUIET) as cluster, cluster.client() as client:
+        paths = Paths(client, 1, 1)
+        await paths.write("/fine", bytes(5 * CHUNK_BYTES))
+        await paths.write("/sparse", b"x", 1_000_000 * CHUNK_BYTES)
+        cluster.disks["cs1"].corrupt(await replica_path(client, "/fine", 4), DATA_START + 7)
+        cluster.disks["cs2"].corrupt(await replica_path(client, "/sparse", -1), DATA_START)
+        verifier = await fsck(client)
+        assert verifier.files == 2
+        assert await found(client, verifier) == [
+            ("/fine", 4, "corrupt", "cs1"),
+            ("/sparse", 1_000_000, "corrupt", "cs2"),
+        ]
+        told = await client.file_info((await paths.stat("/fine")).inode)
+        assert [chunk["index"] for chunk in told["chunks"]] == [0, 1, 2, 3, 4] and told["length"] == 5 * CHUNK_BYTES
 
 
 async def test_every_kind_of_problem_is_named_by_its_path(autojump_clock: trio.testing.MockClock) -> None:

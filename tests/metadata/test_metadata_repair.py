@@ -16,7 +16,7 @@ from gfscore.metadata.repair import (
     Site,
     assess,
     improves,
-    moves,
+    move_to,
     surplus,
     unbalanced,
 )  # fmt: skip
@@ -126,8 +126,16 @@ def test_rebalancing_goes_from_above_the_mean_to_below(uses: list[float], thresh
 
 def test_a_move_keeps_two_racks() -> None:
     here = [Site("a", "x"), Site("b", "x"), Site("c", "y")]
-    assert moves(here, "a", Site("d", "x")) and not moves(here, "c", Site("d", "x"))
-    assert not moves(here, "a", Site("b", "x"))
+    there = [Site("d", "x"), Site("e", "z")]
+    assert move_to(here, "a", there) == there[0] and move_to(here, "c", there) == there[1]
+    assert move_to(here, "c", there[:1]) is None
+    assert move_to(here, "a", here) is None
+
+
+def test_no_move_takes_a_server_from_one_side_to_the_other() -> None:
+    small = [Site("a", "x", use=0.2, step=0.1), Site("b", "x", use=0.1, step=0.1), Site("c", "x", use=0.1, step=0.1)]
+    assert unbalanced(small, 0.05) == ([], [])
+    assert unbalanced([small[0]._replace(use=0.3), *small[1:]], 0.05)[0]
 
 
 @given(st.lists(st.tuples(st.sampled_from(["put", "remove", "defer", "wanted", "take"]), st.integers(0, 5),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import trio
 
 from gfscore.env import Env
-from gfscore.errors import Code, GfsError
-from gfscore.metadata.chunks import find_chunk, last_index, mapping_get, unpack_chunk
+from gfscore.errors import Code
+from gfscore.metadata.chunks import chunks_from, find_chunk, unpack_chunk
 from gfscore.metadata.inodes import load_file
 from gfscore.metadata.keys import unpack8
 from gfscore.metadata.placement import reserve_of
@@ -31,8 +32,8 @@ from gfscore.server.master.state import MasterState
 _PAGE_BYTES = 4096
 _MANY_CHUNKS = 1000  # a count of so many is good for a while
 _HEALTH_SECONDS = 1.0
-_WRITTEN_SECONDS = 10.0  # after so long the first write of a granted chunk has been reported
-_FILE_INFO_CHUNKS_MAX = 100_000
+_COUNTING_SHARE = 4  # at most one of so many seconds goes into counting, however often the status is asked for
+_FILE_INFO_CHUNKS = 2000  # in one answer
 
 
 class Admin:
@@ -55,6 +56,7 @@ class Admin:
         self._started = env.clock.boottime()
         self._health = (0, 0, 0, 0)
         self._on_draining: Counter[str] = Counter()  # chunks that count on a draining server
+        self._counted_draining: set[str] = set()
         self._health_until = float("-inf")
         self._counting = trio.Lock()
 
@@ -126,28 +128,20 @@ class Admin:
         if entry.state == "draining" and server.complete and not entry.chunks_left:
             entry.state = "drained"
 
-    def _counts_on(self, handle: int) -> bool:
-        """Not a chunk that was granted a while ago and never written: the first write would find another place."""
-        lease = self._leases.find(handle)
-        return lease is None or not lease.fresh or lease.granted_at > self._env.clock.boottime() - _WRITTEN_SECONDS
-
     async def _chunk_health(self) -> tuple[int, int, int, int]:
         """(healthy, under-, over-replicated, lost) of all chunks, counted in slices; the state may change meanwhile."""
         async with self._counting:
-            if self._env.clock.boottime() < self._health_until:
+            began = self._env.clock.boottime()
+            if began < self._health_until and self._counted_draining == self._servers.draining:
                 return self._health
+            self._counted_draining = set(self._servers.draining)
             healthy = under = over = lost = 0
             on_draining: Counter[str] = Counter()
             async for rows in slices(self._state.tables, CHUNKS):
                 for key, raw in rows:
                     servers = self._servers.replicas(unpack8(key))
                     if self._servers.draining:
-                        on_draining.update(
-                            server.id
-                            for server in servers
-                            if server.id in self._servers.draining
-                            and (server.chunk_count or self._counts_on(unpack8(key)))
-                        )
+                        on_draining.update(server.id for server in servers if server.id in self._servers.draining)
                     live = sum(map(self._servers.counts, servers))
                     chunk = unpack_chunk(raw)
                     goal = chunk.goal
@@ -161,35 +155,35 @@ class Admin:
                         lost += 1
             self._on_draining = on_draining
             self._health = (healthy, under, over, lost)
+            ended = self._env.clock.boottime()
             good_for = _HEALTH_SECONDS if sum(self._health) > _MANY_CHUNKS else 0.0
-            self._health_until = self._env.clock.boottime() + good_for
+            self._health_until = ended + max(good_for, (_COUNTING_SHARE - 1) * (ended - began))
             return self._health
 
     # ------------------------------------------------------------ FileInfo
 
-    async def file_info(self, request: pb.InodeRequest, context: CallContext) -> pb.FileInfoReply:
-        """Handler of `FileInfo`: every replica of every chunk, as its server says it is."""
+    async def file_info(self, request: pb.FileInfoRequest, context: CallContext) -> pb.FileInfoReply:
+        """Handler of `FileInfo`: every replica of every chunk, as its server says it is; a page of them."""
         tables = self._state.tables
         record = load_file(tables, request.inode)
-        count = last_index(tables, request.inode) + 1
-        if count > _FILE_INFO_CHUNKS_MAX:
-            raise GfsError(Code.NOT_SUPPORTED, f"{count} chunks are more than one answer can hold")
-        handles = mapping_get(tables, request.inode, 0, count)
+        count = min(request.count or _FILE_INFO_CHUNKS, _FILE_INFO_CHUNKS)
+        found_here = list(islice(chunks_from(tables, request.inode, request.first), count + 1))
+        following = found_here.pop()[0] if len(found_here) > count else 0
+        handles = [handle for _, handle in found_here]
         await self._servers.wait_for(handles, 1.0)
         by_server: dict[ServerState, list[int]] = {}
         for handle in handles:
-            for server in self._all_replicas(handle) if handle else ():
+            for server in self._all_replicas(handle):
                 by_server.setdefault(server, []).append(handle)
         found = await self._chunk_calls.inspect({s: h for s, h in by_server.items() if not s.gone})
         reply = pb.FileInfoReply(
-            length=record.size, replication=effective(tables, request.inode, self._defaults).replication
+            length=record.size, replication=effective(tables, request.inode, self._defaults).replication, next=following
         )
-        for index, handle in enumerate(handles):
+        for index, handle in found_here:
             chunk = reply.chunks.add(index=index, handle=handle)
-            if handle:
-                self._describe(chunk, handle, dict(found.get(handle, ())))
-                if record.length_pending and chunk.length:
-                    reply.length = max(reply.length, index * self._chunk_size + chunk.length)
+            self._describe(chunk, handle, dict(found.get(handle, ())))
+            if record.length_pending and chunk.length:
+                reply.length = max(reply.length, index * self._chunk_size + chunk.length)
         return reply
 
     def _all_replicas(self, handle: int) -> list[ServerState]:

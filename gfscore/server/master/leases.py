@@ -5,7 +5,7 @@ Never persisted: a master that starts knows no lease, and a new grant fences an 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from gfscore.metadata.inodes import InodeRecord
 from gfscore.metadata.leases import WriterTable
@@ -93,6 +93,10 @@ class LeaseBook:
         """The live leases of a file."""
         found = [self.find(handle) for handle in list(self._by_inode.get(inode, ()))]
         return [lease for lease in found if lease is not None]
+
+    def fresh(self) -> Iterator[GrantedLease]:
+        """Those that were granted with a new handle."""
+        return (lease for lease in self._by_handle.values() if lease.fresh)
 
     def drop(self, handle: int, *, clean: bool = False) -> None:
         """The lease, if there is one, is over. `clean`: its primary says that all replicas are equal."""

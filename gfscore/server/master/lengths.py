@@ -193,17 +193,20 @@ class Lengths:
                     self.unsettled.discard(inode)
                 log.info("event=length_not_settled inode=%d error=%r", inode, str(error))
 
-    async def drop_unused(self, inode: int, handle: int) -> None:
-        """Make a hole again of a chunk that no server has or will have, with the locks that it takes."""
+    async def drop_unused(self, inode: int, handle: int, *, leased: bool = False) -> None:
+        """Make a hole again of a chunk that no server has or will have, with the locks that it takes. `leased`: also
+        one that somebody may be about to write; its servers refuse that then, and the writer asks for another one."""
         async with self._locks.hold(lambda: ([LEASES], [inode_key(inode)])):
             index = index_of(self._state.tables, inode, handle)
-            if index < 0 or self._leases.find(handle) is not None or not await self._fencing.never_used(handle):
+            if index < 0 or (self._leases.find(handle) is not None and not leased):
+                return
+            if not await self._fencing.never_used(handle):
                 return
             tx = self._state.begin()
             if drop_fresh_chunk(tx, inode, index, handle):
                 self._state.commit(tx)
                 self._servers.freed([handle])
-            self._leases.settled(handle)
+            self._leases.drop(handle, clean=True)
 
     async def settle(self, inodes: list[int]) -> None:
         """End all leases on files whose length is pending, and make the state's lengths the truth: all replicas of

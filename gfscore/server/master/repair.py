@@ -13,8 +13,8 @@ import trio
 
 from gfscore.env import Env
 from gfscore.errors import Code, GfsError
-from gfscore.metadata.placement import choose_servers
-from gfscore.metadata.repair import MISPLACED, SURPLUS, Action, Site, improves, moves, unbalanced
+from gfscore.metadata.placement import choose_servers, has_room
+from gfscore.metadata.repair import MISPLACED, SURPLUS, Action, Site, improves, move_to, unbalanced
 from gfscore.metadata.repair_queue import Limits, RepairQueue, Slots
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.server.master.cloning import Cloning, SourceFailed
@@ -33,7 +33,8 @@ _RETRY_SECONDS_MAX = 30.0
 _HOPELESS_MAX = 256  # chunks in one go that nobody can take; the others are found so the next time
 _HOPELESS_SECONDS = 10.0  # nobody can take it now: the servers that could are full, say
 _RATE_SECONDS = 10.0  # the rate in the status is the mean of so long
-_MOVES_LOOKED_AT = 2000  # chunks, in the search for one that may move
+_MOVES_LOOKED_AT = 2000  # chunks, in the search for some that may move
+_MOVES_PAUSE_BEATS = 3  # a replica that is given up is deleted after one, and missing in the next report
 
 Plan = tuple[ServerState, ServerState]
 
@@ -49,17 +50,18 @@ class Repair:
         self._servers = servers
         self._cloning = cloning
         self._nursery = nursery
-        self._view = RepairView(state, servers)
+        self._view = RepairView(state, servers, config.rebalance_moves_max * config.chunk_size)
         self._queue = RepairQueue()
         self._slots = Slots(Limits(config.clones_max, config.clones_per_server_max))
         self._at_work: set[int] = set()
         self._moving: set[int] = set()  # of those, what is moved only to balance disks
         self._dropping = 0
-        self._tries: dict[int, tuple[int, list[str]]] = {}  # handle → failures in a row, servers that failed
+        self._tries: dict[int, tuple[int, set[str]]] = {}  # handle → failures in a row, servers that failed
         self._scan_wanted = True
         self._plan: Plan | None = None
         self._hopeless: list[tuple[int, int]] = []
         self._move_candidates: list[int] = []
+        self._moves_from = 0.0  # boottime
         self._done: deque[tuple[float, int]] = deque()  # (when, bytes) of finished clones
         self._mean_bytes = 0.0
         self._began: float | None = None  # boottime since when there is something to clone
@@ -81,7 +83,7 @@ class Repair:
             if self._scan_wanted:
                 self._scan_wanted = False
                 await self._view.note_deleted()
-                await self._judge_all(list(self._servers.locations))
+                await self._judge_all(self._servers.known_chunks())
             dirty, self._servers.dirty = self._servers.dirty, set()
             await self._judge_all(list(dirty))
             waited_for, self._servers.waited_for = self._servers.waited_for, set()
@@ -147,7 +149,7 @@ class Repair:
         if not sources or not others:
             self._hopeless.append((handle, level))
             return False
-        failed = self._tries.get(handle, (0, []))[1]
+        failed = self._tries.get(handle, (0, set()))[1]
         up = [server for server in sources if self._servers.is_up(server)]
         fit = [server for server in up if server.id not in failed]
         source_id = self._slots.source([server.id for server in fit or up or sources])
@@ -167,7 +169,7 @@ class Repair:
         return True
 
     def _may_get(self, server: ServerState, handle: int, level: int) -> bool:
-        if handle in server.collect or any(known.id == server.id for known in self._servers.locations.get(handle, ())):
+        if handle in server.collect or any(known.id == server.id for known in self._servers.replicas(handle)):
             return False
         site = self._view.sites.get(server.id)
         return level != MISPLACED or (site is not None and improves(self._view.sites_of(handle), site))
@@ -188,13 +190,14 @@ class Repair:
                 "event=clone_failed chunk=%016x source=%s destination=%s code=%s error=%r",
                 handle, source.id, destination.id, error.code.name, str(error),
             )  # fmt: skip
-            failures, failed = self._tries.get(handle, (0, []))
+            failures, failed = self._tries.get(handle, (0, set()))
             if isinstance(error, SourceFailed) or error.code is Code.UNREACHABLE:  # it may have waited for its source
-                failed = [*failed, source.id]
+                failed.add(source.id)
             if not isinstance(error, SourceFailed) and error.code is not Code.STALE_VERSION:
-                failed = [*failed, destination.id]
+                failed.add(destination.id)
             self._tries[handle] = (failures + 1, failed)
             if handle in self._moving:
+                self._tries.pop(handle)
                 return
             wait = min(_RETRY_SECONDS_MAX, _RETRY_SECONDS_MIN * 2 ** min(failures, 10))
             self._queue.defer(handle, level, self._env.clock.boottime() + wait)
@@ -202,12 +205,19 @@ class Repair:
             self._slots.end(source.id, destination.id)
             self._at_work.discard(handle)
             self._moving.discard(handle)
+            self._pause_moves()
             self._servers.dirty.add(handle)
             self._wake.set()
 
     def _count(self, copied: int) -> None:
         self._done.append((self._env.clock.boottime(), copied))
+        self._forget_done()
         self._mean_bytes = copied if not self._mean_bytes else 0.9 * self._mean_bytes + 0.1 * copied
+
+    def _forget_done(self) -> None:
+        before = self._env.clock.boottime() - _RATE_SECONDS
+        while self._done and self._done[0][0] < before:
+            self._done.popleft()
 
     # ------------------------------------------------------------ replicas that are too many
 
@@ -237,59 +247,67 @@ class Repair:
         finally:
             self._dropping -= 1
             self._at_work.discard(handle)
+            self._pause_moves()
             self._servers.dirty.add(handle)
             self._wake.set()
 
     # ------------------------------------------------------------ rebalancing
 
     def _start_moves(self) -> None:
-        """Fill a server that has little, gently: a few chunks at a time, and only when nothing else is to be done."""
+        """Fill a server that has little, gently: a few chunks at a time, when nothing else can be done, and by what the
+        servers say after the moves before. One move that fails is not tried again and again either."""
         percent = self._config.rebalance_percent
-        if not percent or len(self._queue) or not self.safe_mode.may_delete or self._dropping:
+        if not percent or self._at_work or not self.safe_mode.may_delete:
             return
-        if len(self._at_work) != len(self._moving):
+        if self._env.clock.boottime() < self._moves_from:
             return
         full, empty = unbalanced(list(self._view.sites.values()), percent / 100)
         fullest = {site.id for site in full}
-        for site in empty:
-            if len(self._moving) >= self._config.rebalance_moves_max or not self._slots.free:
-                return
-            destination = self._servers.by_id.get(site.id)
-            if destination is not None and self._servers.is_up(destination) and self._slots.takes(site.id):
-                self._move_to(destination, site, fullest)
-
-    def _move_to(self, destination: ServerState, site: Site, fullest: set[str]) -> None:
-        """Start one move there: a chunk whose fullest server is one of the fullest of all, so that it is the one whose
-        replica is surplus then."""
+        destinations = deque(site for site in empty if self._takes_moves(site.id))
+        if not fullest or not destinations:
+            return
         if not self._move_candidates:
             self._move_candidates = list(self._servers.locations)
         looked_at = self._move_candidates[-_MOVES_LOOKED_AT:]
         del self._move_candidates[-_MOVES_LOOKED_AT:]
         for handle in looked_at:
-            sites = self._view.sites_of(handle)
-            source_id = max(sites, key=lambda known: known.use).id if sites else ""
-            source = self._servers.by_id.get(source_id)
-            if (
-                source_id in fullest
-                and source is not None
-                and not source.gone
-                and all(known.sure for known in sites)
-                and handle not in self._at_work
-                and handle not in destination.collect
-                and moves(sites, source_id, site)
-                and self._slots.source([source_id])
-            ):
-                self._moving.add(handle)
-                self._begin(handle, MISPLACED, source, destination)
+            if len(self._moving) >= self._config.rebalance_moves_max or not self._slots.free:
                 return
+            self._move(handle, fullest, destinations)
+
+    def _takes_moves(self, server_id: str) -> bool:
+        server = self._servers.by_id.get(server_id)
+        return server is not None and self._servers.is_up(server) and has_room(server.load)
+
+    def _move(self, handle: int, fullest: set[str], destinations: deque[Site]) -> None:
+        """Start a move of this chunk, if its fullest server is one of the fullest of all, so that it is the one whose
+        replica is surplus then. Whoever gets it is the last of `destinations` from then on."""
+        sites = self._view.sites_of(handle)
+        source_id = max(sites, key=lambda known: known.use).id if sites else ""
+        if source_id not in fullest or handle in self._queue or not all(known.sure for known in sites):
+            return
+        source = self._servers.by_id.get(source_id)
+        site = move_to(sites, source_id, destinations)
+        if site is None or source is None or source.gone or not self._slots.source([source_id]):
+            return
+        destination = self._servers.by_id[site.id]
+        if handle in destination.collect or not self._slots.takes(site.id):
+            return
+        destinations.remove(site)
+        destinations.append(site)
+        self._moving.add(handle)
+        self._begin(handle, MISPLACED, source, destination)
+
+    def _pause_moves(self) -> None:
+        """Until the servers have said how full they are now."""
+        self._moves_from = self._env.clock.boottime() + _MOVES_PAUSE_BEATS * self._config.heartbeat_seconds
 
     # ------------------------------------------------------------ what is told
 
     def report(self, reply: pb.StatusReply) -> None:
         """The part of the status that is about repair."""
         now = self._env.clock.boottime()
-        while self._done and self._done[0][0] < now - _RATE_SECONDS:
-            self._done.popleft()
+        self._forget_done()
         since = min(_RATE_SECONDS, max(1.0, now - self._done[0][0])) if self._done else 1.0
         rate = sum(size for _, size in self._done) / since
         reply.safe_mode_reason = self.safe_mode.reason

@@ -18,10 +18,12 @@ from gfscore.server.master.state import MasterState
 
 
 class RepairView:
-    def __init__(self, state: MasterState, servers: Servers) -> None:
+    def __init__(self, state: MasterState, servers: Servers, moved_bytes: int) -> None:
+        """`moved_bytes`: what is moved at the same time, at most."""
         self.sites: dict[str, Site] = {}
         self._state = state
         self._servers = servers
+        self._moved_bytes = moved_bytes
         self._generation = -1
         self._needs: dict[tuple[Replicas, int, bool], Need] = {}
         self._takers: frozenset[str] = frozenset()  # servers that could take a replica
@@ -35,8 +37,8 @@ class RepairView:
         if sites == self.sites and servers.generation == self._generation:
             return False
         self._needs.clear()
-        weighty = {key: site._replace(use=0.0, sure=True) for key, site in sites.items()}
-        known = {key: site._replace(use=0.0, sure=True) for key, site in self.sites.items()}
+        weighty = {key: site._replace(use=0.0, step=0.0, sure=True) for key, site in sites.items()}
+        known = {key: site._replace(use=0.0, step=0.0, sure=True) for key, site in self.sites.items()}
         changed = weighty != known or servers.generation != self._generation
         self.sites, self._generation = sites, servers.generation
         takers = [site for site in sites.values() if site.live and not site.draining]
@@ -46,12 +48,14 @@ class RepairView:
 
     def _site(self, server: ServerState) -> Site:
         servers = self._servers
+        total = server.load.total_bytes
         return Site(
             server.id, server.message.rack,
             live=servers.counts(server),
             sure=servers.is_up(server),
             draining=server.id in servers.draining,
-            use=server.used_bytes / server.total_bytes if server.total_bytes else 0.0,
+            use=server.load.used_bytes / total if total else 0.0,
+            step=self._moved_bytes / total if total else 0.0,
         )  # fmt: skip
 
     async def note_deleted(self) -> None:

@@ -31,6 +31,7 @@ _DRIFT = 1.05  # the master waits longer than a server counts: clocks differ (ru
 _DECAY_SECONDS = 10.0
 _FAILED_SECONDS = 10.0
 _PING_SECONDS = 1.0
+_SETS_MIN = 10_000
 _GATHERING_SECONDS = 5.0  # in which the servers of before a restart come back, as a rule
 
 CORRUPT = -1  # in the place of a version: the replica is damaged
@@ -283,11 +284,10 @@ class Servers:
         tx = self._state.begin()
         if draining:
             tx.put(COUNTERS, _DRAINING + server_id.encode(), b"")
-            self.draining.add(server_id)
         else:
             tx.delete(COUNTERS, _DRAINING + server_id.encode())
-            self.draining.discard(server_id)
         self._state.commit(tx)
+        (self.draining.add if draining else self.draining.discard)(server_id)
 
     def forget(self, server_id: str) -> None:
         """It never comes back, says the operator: nobody waits for it (rule 23). Raises BUSY while it is up."""
@@ -337,6 +337,8 @@ class Servers:
         known = self._sets.get(key)
         if known is None or any(server.gone for server in known):
             known = self._sets[key] = tuple(servers)
+            if len(self._sets) > 2 * len(self.locations) + _SETS_MIN:  # most are of chunks that are gone
+                self._sets = {tuple([s.id for s in used]): used for used in self.locations.values()}
         return known
 
     def replicas(self, handle: int) -> list[ServerState]:
@@ -364,6 +366,10 @@ class Servers:
         """Live servers with a damaged replica: the blocks that still verify can be read there."""
         found = [self.by_id.get(server_id) for server_id, v in self.stale.get(handle, {}).items() if v == CORRUPT]
         return [server for server in found if server is not None and not server.gone]
+
+    def known_chunks(self) -> list[int]:
+        """All chunks of which somebody has a replica, be it a damaged one only."""
+        return [*self.locations, *(handle for handle in self.stale if handle not in self.locations)]
 
     def set_replicas(self, handle: int, servers: list[ServerState]) -> None:
         """A grant or a new version: exactly these have it now; any others are stale."""

@@ -51,6 +51,7 @@ class Settling:
         self._files_due: dict[int, float] = {}  # inode → boottime
         self._compare: list[int] = []  # handles, those last that are next
         self._compare_at = 0.0  # boottime of the next look at all that were not compared
+        self._grants_at = 0.0  # boottime of the next look at unused grants
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -66,6 +67,7 @@ class Settling:
                     await self._compare_chunks()
                 await self._settle_chunks()
                 await self._settle_files()
+                await self._empty_grants()
 
     async def _find_pending(self) -> None:
         """Files that were being written when the master before ended."""
@@ -117,12 +119,34 @@ class Settling:
         current = [self._servers.by_id.get(server.id) for server in self._servers.locations.get(handle, ())]
         return all(server is None or not server.gone or not self._servers.counts(server) for server in current)
 
-    async def _give_up(self, inode: int, handle: int) -> None:
+    async def _give_up(self, inode: int, handle: int, *, leased: bool = False) -> None:
         try:
-            await self._lengths.drop_unused(inode, handle)
+            await self._lengths.drop_unused(inode, handle, leased=leased)
         except GfsError as error:
             if error.code is not Code.STALE_INODE:
                 log.info("event=chunk_not_settled chunk=%016x error=%r", handle, str(error))
+
+    async def _empty_grants(self) -> None:
+        """New chunks that were granted at servers which are to be emptied, and not written as yet, become holes: else a
+        server that has nothing and may be switched off would still take what is written there."""
+        draining, now = self._servers.draining, self._env.clock.boottime()
+        if not draining or now < self._grants_at:
+            return
+        found = [lease for lease in self._leases.fresh() if any(member.id in draining for member in lease.replicas)]
+        unused = [lease for lease in found if self._is_unused(lease.handle)][:_IN_ONE_GO]
+        async with trio.open_nursery() as nursery:
+            for lease in unused:
+                nursery.start_soon(self._empty_grant, lease.inode, lease.handle)
+        if any(self._leases.find(lease.handle) is lease for lease in unused):
+            self._grants_at = self._env.clock.boottime() + _RETRY_SECONDS  # somebody did not answer
+
+    def _is_unused(self, handle: int) -> bool:
+        chunk = find_chunk(self._state.tables, handle)
+        return chunk is not None and not chunk.used
+
+    async def _empty_grant(self, inode: int, handle: int) -> None:
+        async with self._at_once:
+            await self._give_up(inode, handle, leased=True)
 
     async def _compare_chunks(self) -> None:
         """A slice of the chunks of servers whose power failed: where replicas differ, they are made equal to the best.

@@ -76,5 +76,5 @@ async def test_when_all_are_damaged_none_is_collected_and_all_are_named(autojump
     status = await client.call("Status", pb.Empty())
     assert (status.lost, status.healthy) == (1, 0)
     assert await replicas(client, inode) == set(servers)
-    info = await client.call("FileInfo", pb.InodeRequest(inode=inode))
+    info = await client.call("FileInfo", pb.FileInfoRequest(inode=inode))
     assert [replica.state for replica in info.chunks[0].replicas] == ["corrupt"] * 3

@@ -342,7 +342,7 @@ async def test_an_unused_first_chunk_is_given_back_unless_another_client_used_it
         await client.change("Commit", request)
 
     async def chunks(inode: int) -> list[int]:
-        info = await one.call("FileInfo", pb.InodeRequest(inode=inode))
+        info = await one.call("FileInfo", pb.FileInfoRequest(inode=inode))
         return [chunk.handle for chunk in info.chunks]
 
     alone = await one.create(b"alone", with_chunk=True)
@@ -371,7 +371,7 @@ async def test_the_length_is_found_behind_a_chunk_that_was_asked_for_ahead_of_ti
     await trio.sleep(world.config.lease_seconds * 1.5)
     seen = await reader.lookup(b"f")
     assert seen.attr.size == 777 and not seen.attr.length_pending
-    info = await reader.call("FileInfo", pb.InodeRequest(inode=made.attr.inode))
+    info = await reader.call("FileInfo", pb.FileInfoRequest(inode=made.attr.inode))
     assert ahead.handle not in {chunk.handle for chunk in info.chunks}  # nobody can use it any more: a hole again
 
 
@@ -434,7 +434,7 @@ async def test_a_chunk_that_was_granted_before_a_restart_and_never_used_becomes_
     await trio.sleep(world.config.lease_seconds * 2)
     seen = await reader.lookup(b"f")
     assert seen.attr.size == size and not seen.attr.length_pending
-    info = await reader.call("FileInfo", pb.InodeRequest(inode=inode))
+    info = await reader.call("FileInfo", pb.FileInfoRequest(inode=inode))
     assert [chunk.index for chunk in info.chunks if chunk.handle] == list(range(written))
     assert (await reader.call("Status", pb.Empty())).lost == 0
 
@@ -457,7 +457,7 @@ async def test_a_chunk_whose_servers_are_all_silent_does_not_become_a_hole(world
         await server.register(world.cluster_id)
     await trio.sleep(world.config.lease_seconds * 2)
     assert (await reader.lookup(b"f")).attr.size == 100
-    info = await reader.call("FileInfo", pb.InodeRequest(inode=made.attr.inode))
+    info = await reader.call("FileInfo", pb.FileInfoRequest(inode=made.attr.inode))
     assert [chunk.handle for chunk in info.chunks] == [body.handle]
 
 

@@ -119,7 +119,7 @@ async def test_a_file_with_several_names_tells_its_directories(world: Any, autoj
         ("Create", pb.CreateRequest(parent=1, name=b"a"), Code.INVALID),
         ("GetAttr", pb.InodeRequest(inode=12345), Code.STALE_INODE),
         ("Lease", pb.LeaseRequest(inode=1), Code.IS_DIRECTORY),
-        ("FileInfo", pb.InodeRequest(inode=1), Code.IS_DIRECTORY),
+        ("FileInfo", pb.FileInfoRequest(inode=1), Code.IS_DIRECTORY),
         ("Hello", pb.HelloRequest(protocol=99), Code.WRONG_PROTOCOL),
         ("Policy", pb.PolicyRequest(inode=1, values={"colour": "red"}), Code.INVALID),
         ("SetXattr", pb.XattrRequest(inode=1, name=b"user.x", value=b"v" * 70000), Code.ATTRIBUTE_TOO_LARGE),

@@ -173,7 +173,7 @@ async def test_file_info_names_every_replica_and_its_state(world: Any, autojump_
     world.written(body, 70)
     del servers["a"].replicas[body.handle]
     world.network.disconnect("m", "b")
-    info = await client.call("FileInfo", pb.InodeRequest(inode=made.attr.inode))
+    info = await client.call("FileInfo", pb.FileInfoRequest(inode=made.attr.inode))
     states = {replica.server.id: (replica.state, replica.path) for replica in info.chunks[0].replicas}
     assert states == {
         "a": ("missing", ""), "b": ("unreachable", ""), "c": ("good", f"/c/{body.handle}"),
