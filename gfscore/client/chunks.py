@@ -15,12 +15,15 @@ from gfscore.proto import gfs_pb2 as pb
 
 
 class ChunkGrant:
-    """A signed grant, opened. `acknowledged`: something was, under it, so its chunk must not be given up."""
+    """A signed grant, opened. `acknowledged`: something was, under it, so its chunk must not be given up. `given_up`:
+    another chunk was asked for in its place.
+    """
 
-    __slots__ = ("acknowledged", "body", "grant", "index", "primary")
+    __slots__ = ("acknowledged", "body", "given_up", "grant", "index", "primary")
 
     def __init__(self, grant: pb.Grant, index: int) -> None:
         self.acknowledged = False
+        self.given_up = False
         self.grant = grant
         self.index = index
         self.body = pb.GrantBody.FromString(grant.body)
@@ -35,6 +38,13 @@ class ChunkGrant:
             replicas=body.replicas,
             primary=body.primary,
         )
+
+    def acknowledge(self) -> None:
+        """Something was changed under it. Raises NOT_PRIMARY if that counts no more: the chunk may be the file's no
+        longer."""
+        if self.given_up:
+            raise GfsError(Code.NOT_PRIMARY, f"chunk {self.body.handle:016x} was given up meanwhile")
+        self.acknowledged = True
 
 
 class Chunks:
@@ -134,6 +144,7 @@ class Chunks:
                 request.stale_version = failed.body.version
                 request.avoid.append(failed.primary.id)
                 if fresh and failed.body.fresh and not failed.acknowledged:
+                    failed.given_up = True
                     request.failed_handle = failed.body.handle
             return await self._ask(request)
         finally:
