@@ -22,6 +22,7 @@ from gfscore.client.types import Attr
 from gfscore.client.writer import FileWriter, WriteBudget
 from gfscore.env import Env
 from gfscore.errors import Code, GfsError
+from gfscore.ids import CHUNKS_MAX
 from gfscore.proto import gfs_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -129,6 +130,11 @@ class Files:
 
     def get(self, inode: int) -> FileState | None:
         return self._states.get(inode)
+
+    @property
+    def bytes_max(self) -> int:
+        """No file is longer."""
+        return self.chunk_bytes * CHUNKS_MAX
 
     @property
     def uncommitted(self) -> int:

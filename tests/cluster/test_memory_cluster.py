@@ -317,3 +317,24 @@ async def test_a_file_synced_by_its_last_reader_is_let_go_all_the_same(autojump_
         await trio.sleep(5)
         found = await other.getattr(attr.inode)
         assert found.size == 4 and not found.length_pending
+
+
+@pytest.mark.parametrize("how", ["write", "append"])
+async def test_a_file_that_gets_too_large_is_refused_and_the_client_goes_on(
+    how: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with memory_cluster() as cluster, cluster.client() as client:
+        attr, file = await client.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        end = CHUNK_BYTES << 32
+        with pytest.raises(GfsError) as refused:
+            if how == "write":
+                await file.write(end, b"x")
+            else:
+                await client.setattr(attr.inode, AttrChanges(size=end))
+                await file.append(b"x")
+        assert refused.value.code is Code.FILE_TOO_LARGE
+        await file.write(end - 1, b"y")
+        await file.fsync()
+        assert (await client.getattr(attr.inode)).size == end
+        assert bytes(await file.read(end - 2, 10)) == b"\0y"
+        await file.close()
