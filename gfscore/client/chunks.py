@@ -48,6 +48,11 @@ class ChunkGrant:
         self.acknowledged = True
 
 
+def _check_index(index: int) -> None:
+    if index >= CHUNKS_MAX:
+        raise GfsError(Code.FILE_TOO_LARGE, f"a file has at most {CHUNKS_MAX} chunks")
+
+
 class Chunks:
     def __init__(self, session: MasterSession, cache: NamespaceCache, options: ClientOptions) -> None:
         self._session = session
@@ -126,11 +131,13 @@ class Chunks:
         grants = self._grants.get(inode)
         return grants.get(index) if grants is not None else None
 
-    async def grant(self, inode: int, index: int, failed: ChunkGrant | None = None, fresh: bool = False) -> ChunkGrant:
+    async def grant(
+        self, inode: int, index: int, failed: ChunkGrant | None = None, *, fresh: bool = False, existing: bool = False
+    ) -> ChunkGrant:
         """Permission to change chunk `index`. `failed` did not work and must not be answered again; `fresh`: nothing
-        was ever acknowledged in it, so another chunk may take its place (rule 13). Raises GfsError: FILE_TOO_LARGE."""
-        if index >= CHUNKS_MAX:
-            raise GfsError(Code.FILE_TOO_LARGE, f"a file has at most {CHUNKS_MAX} chunks")
+        was ever acknowledged in it, so another chunk may take its place (rule 13). `existing`: no chunk is made for it;
+        if the file was cut before it, the answer is for the last one. Raises GfsError: FILE_TOO_LARGE."""
+        _check_index(index)
         key = (inode, index)
         while True:
             known = self.known_grant(inode, index)
@@ -142,7 +149,7 @@ class Chunks:
             await asking.wait()
         self._asking[key] = trio.Event()
         try:
-            request = pb.LeaseRequest(inode=inode, index=index)
+            request = pb.LeaseRequest(inode=inode, index=index, existing=existing)
             if failed is not None:
                 request.stale_version = failed.body.version
                 request.avoid.append(failed.primary.id)
@@ -153,9 +160,11 @@ class Chunks:
         finally:
             self._asking.pop(key).set()
 
-    async def grant_last(self, inode: int) -> ChunkGrant:
-        """Permission for the file's last chunk, its first if it has none."""
-        return await self._ask(pb.LeaseRequest(inode=inode, last=True))
+    async def grant_last(self, inode: int, following: int = 0) -> ChunkGrant:
+        """Permission for the file's last chunk, its first if it has none; for chunk `following` where that comes next.
+        Raises GfsError: FILE_TOO_LARGE."""
+        _check_index(following)
+        return await self._ask(pb.LeaseRequest(inode=inode, last=True, index=following))
 
     async def _ask(self, request: pb.LeaseRequest) -> ChunkGrant:
         asked = self._cache.moment

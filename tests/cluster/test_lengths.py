@@ -173,3 +173,31 @@ async def test_an_append_is_behind_what_the_same_client_wrote(autojump_clock: tr
         await file.write(CHUNK_BYTES + 100, NEW)
         assert await file.append(NEW) >= CHUNK_BYTES + 110
         await file.close()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("full", [False, True])
+async def test_an_append_that_meets_a_cut_leaves_no_hole_before_it(
+    when: str, full: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A log is cut on another mount, as logrotate does with copytruncate, while its program goes on."""
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        attr, file = await one.create_file(ROOT_INODE, b"log", 0o644, 1, 1)
+        await file.write(0, bytes(2 * CHUNK_BYTES - (0 if full else 100)))
+        await file.append(b"a line")
+        call = one._servers.call
+
+        async def slow(*args: Any, **options: Any) -> Any:
+            await trio.sleep(0.1 if when == "before" else 0)
+            reply = await call(*args, **options)
+            await trio.sleep(0.1 if when == "after" else 0)
+            return reply
+
+        one._servers.call = slow  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(file.append, bytes(200))
+            await trio.sleep(0.05)
+            await two.setattr(attr.inode, AttrChanges(size=0))
+        one._servers.call = call  # type: ignore[method-assign]
+        assert await file.append(b"a line") <= 200
+        await file.close()
