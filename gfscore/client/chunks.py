@@ -174,6 +174,7 @@ class Chunks:
         self.on_writer(request.inode, reply.writer_since)
         grant = ChunkGrant(reply.grant, reply.index)
         self.keep_grant(request.inode, grant)
+        self._cache.changed(request.inode)
         self._cache.length_pending(request.inode)
         if reply.sole_writer and not self._cache.crossed(asked):  # else another writer may have come since
             self.sole_writer.add(request.inode)

@@ -8,6 +8,7 @@ and other clients ask it.
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import trio
 
@@ -81,10 +82,6 @@ class FileState:
         self.changes += 1
         self.uncommitted = True
         self.mtime_ns = now_ns
-
-    def acknowledged(self, end: int) -> None:
-        if end > self.acknowledged_end:
-            self.acknowledged_end = end
 
 
 class Committing:
@@ -170,10 +167,18 @@ class Files:
                 self._nursery,
                 self._env,
                 self._options,
-                state.acknowledged,
+                partial(self.acknowledged, state),
                 self.unsynced(state.inode),
             )
         return state.writer
+
+    def acknowledged(self, state: FileState, end: int) -> None:
+        """The replicas have what was written or appended here up to `end`."""
+        if end > state.acknowledged_end:
+            state.acknowledged_end = end
+            attr = self._cache.attrs.get(state.inode)
+            if attr is not None and not attr.length_pending and end > attr.size:
+                del self._cache.attrs[state.inode]  # somebody cut the file meanwhile: the master knows what came first
 
     def unsynced(self, inode: int) -> set[int]:
         """Indexes of the chunks that were changed here since the file's last fsync, by handles that are closed too."""
@@ -236,7 +241,7 @@ class Files:
             if state.appender is not None:
                 state.appender.forget_grant()
 
-    def cut_elsewhere(self, inode: int) -> None:
+    def agreed(self, inode: int) -> None:
         """The length that the master has is the truth, but for what the replicas have not taken yet."""
         state = self._states.get(inode)
         if state is not None:

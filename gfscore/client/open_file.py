@@ -65,7 +65,7 @@ class OpenFile:
             appender = self._files.appender(state)
             appender.begin_behind(state.acknowledged_end)
             offset = await appender.append(record)
-            state.acknowledged(offset + len(record))
+            self._files.acknowledged(state, offset + len(record))
             self._files.unsynced(state.inode).add(offset // self._files.chunk_bytes)
             state.changed(self._env.clock.wall_ns())
         return offset

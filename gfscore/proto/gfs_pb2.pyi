@@ -1393,7 +1393,7 @@ class CommitReply(_message.Message):
     PENDING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def pending(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """inodes whose length may be another: others write, or the replicas have to be asked"""
+        """Inodes whose length may be another: others write or have cut the file, or the replicas have to be asked."""
 
     def __init__(
         self,
