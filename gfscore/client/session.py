@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 # Waiting may help with these; every other error is the answer.
 _TRY_AGAIN = frozenset({Code.UNREACHABLE, Code.SHUTTING_DOWN, Code.NOT_READY, Code.NO_SERVERS, Code.UNKNOWN_SESSION})
 
+# Done a second time, these change nothing.
+_REPEATABLE = frozenset({"Lease", "Commit", "Release"})
 
 _GOODBYE_SECONDS = 1.0
 
@@ -69,6 +71,7 @@ class MasterSession:
         """
         self.calls[method] += 1
         channel = self._channel
+        unsure = False
         if channel is not None and not channel.closed:
             try:
                 reply, _ = await channel.call(method, request, timeout=self._options.attempt_seconds)
@@ -76,7 +79,8 @@ class MasterSession:
             except GfsError as error:
                 if error.code not in _TRY_AGAIN:
                     raise
-        return await self._call_again(method, request, seconds or self._options.timeout_seconds)
+                unsure = error.code is Code.UNREACHABLE
+        return await self._call_again(method, request, seconds or self._options.timeout_seconds, unsure)
 
     async def change(self, method: str, request: Any) -> Any:
         """A call that changes something: done once, however often it must be sent."""
@@ -93,11 +97,13 @@ class MasterSession:
         finally:
             del self._outstanding[request_id]
 
-    async def _call_again(self, method: str, request: Any, seconds: float) -> Any:
+    async def _call_again(self, method: str, request: Any, seconds: float, unsure: bool) -> Any:
+        """`unsure`: it was sent before and not answered."""
         attempt = 0
         reason = GfsError(Code.UNREACHABLE, f"no answer from the master at {self.address}")
         with trio.move_on_after(seconds):
             while True:
+                channel = None
                 try:
                     channel = await self.connected()
                     reply, _ = await channel.call(method, request, timeout=self._options.attempt_seconds)
@@ -106,9 +112,18 @@ class MasterSession:
                     if error.code not in _TRY_AGAIN:
                         raise
                     reason = error
+                    unsure = unsure or (channel is not None and error.code is Code.UNREACHABLE)
+                    if error.code is Code.UNKNOWN_SESSION:
+                        self._ask_in_new_session(method, request, unsure)
                 attempt += 1
                 await self._env.clock.sleep(pause_seconds(attempt, self._env.random))
         raise GfsError(Code.TIMED_OUT, f"gave up {method} after {seconds:g} s: {reason}")
+
+    def _ask_in_new_session(self, method: str, change: Any, unsure: bool) -> None:
+        """The session in which it was asked for is over, and with it the master's memory of what was done (rule 21)."""
+        if unsure and method not in _REPEATABLE:
+            raise GfsError(Code.TIMED_OUT, f"{method} was not answered before the session ended: it was done, or not")
+        change.id.client_id = self.client_id
 
     async def connected(self) -> Channel:
         """A live stream with a greeted master. Raises GfsError(UNREACHABLE, WRONG_PROTOCOL…)."""
