@@ -77,7 +77,7 @@ class Client(NamespaceOperations):
             nursery.start_soon(self._session.keep_connected)
 
     async def _stop(self) -> None:
-        await self._files.commit_all()
+        await self._files.close_all()
 
     async def _disconnect(self) -> None:
         await self._servers.aclose()

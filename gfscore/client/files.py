@@ -269,9 +269,9 @@ class Files:
         if state is not None and state.appender is not None:
             state.appender.forget_grant()
 
-    async def write_out_all(self) -> None:
+    async def write_out_all(self, *, open_too: bool = True) -> None:
         for state in list(self._states.values()):
-            if state.busy:
+            if state.busy and (open_too or not state.writers):
                 assert state.writer is not None
                 await state.writer.write_out()
 
@@ -323,9 +323,17 @@ class Files:
 
     async def commit_all(self) -> None:
         """Everything that is not open for writing any more, now."""
+        await self.write_out_all(open_too=False)  # what a close that was cancelled did not wait for
         states = [state for state in self._states.values() if state.uncommitted and not state.writers]
         for start in range(0, len(states), self._options.commit_batch):
             await self._commit(states[start : start + self._options.commit_batch], release=True, sync=False)
+
+    async def close_all(self) -> None:
+        """Nobody uses the client any more: what is still open is closed."""
+        await self.write_out_all()
+        for state in self._states.values():
+            state.handles = state.writers = 0
+        await self.commit_all()
 
     async def _commit_closed_files(self) -> None:
         while True:
