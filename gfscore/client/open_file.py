@@ -59,7 +59,8 @@ class OpenFile:
         state = self._state
         if state.busy:
             await self.flush()
-        async with state.gate.passing():
+        await state.gate.enter()
+        try:
             state.uncommitted = True
             state.unused_chunk = 0
             appender = self._files.appender(state)
@@ -68,6 +69,8 @@ class OpenFile:
             self._files.acknowledged(state, offset + len(record))
             self._files.unsynced(state.inode).add(offset // self._files.chunk_bytes)
             state.changed(self._env.clock.wall_ns())
+        finally:
+            state.gate.leave()
         return offset
 
     async def flush(self) -> None:
