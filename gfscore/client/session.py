@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 # Waiting may help with these; every other error is the answer.
 _TRY_AGAIN = frozenset({Code.UNREACHABLE, Code.SHUTTING_DOWN, Code.NOT_READY, Code.NO_SERVERS, Code.UNKNOWN_SESSION})
 
-# Done a second time, these change nothing.
+# Done a second time, these change nothing, and no name or attribute in any case.
 _REPEATABLE = frozenset({"Lease", "Commit", "Release"})
 
 _GOODBYE_SECONDS = 1.0
@@ -83,19 +83,32 @@ class MasterSession:
         return await self._call_again(method, request, seconds or self._options.timeout_seconds, unsure)
 
     async def change(self, method: str, request: Any) -> Any:
-        """A call that changes something: done once, however often it must be sent."""
+        """A call that changes something: done once, however often it must be sent.
+
+        Whoever gives up waiting for the answer does not know what was done, and the master calls nobody back for a
+        change of his own: then the stream is given up too, and with it all that is cached.
+        """
         self._last_request += 1
         request_id = self._last_request
         self._outstanding[request_id] = None
+        answered = False
         try:
             if not self.client_id:
                 await self.connected()
             request.id.client_id = self.client_id
             request.id.request_id = request_id
             request.id.done_below = next(iter(self._outstanding))
-            return await self.call(method, request)
+            reply = await self.call(method, request)
+            answered = True
+            return reply
+        except GfsError as error:
+            answered = error.code is not Code.TIMED_OUT
+            raise
         finally:
             del self._outstanding[request_id]
+            if not answered and method not in _REPEATABLE and self._channel is not None:
+                with trio.CancelScope(shield=True):
+                    await self._channel.aclose()
 
     async def _call_again(self, method: str, request: Any, seconds: float, unsure: bool) -> Any:
         """`unsure`: it was sent before and not answered."""

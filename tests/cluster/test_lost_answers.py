@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -154,3 +156,29 @@ async def test_a_change_whose_answer_was_lost_with_the_session_is_not_made_again
             await one.create(ROOT_INODE, b"d", FileType.DIRECTORY, 0o755, 1, 1)
         assert failed.value.code is Code.TIMED_OUT and "done, or not" in str(failed.value)
         assert await names(two) == []
+
+
+@pytest.mark.parametrize("how", ["cancelled", "timed out"])
+async def test_a_change_whose_outcome_is_unknown_is_looked_up(how: str, autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_cluster() as cluster, cluster.client("one", timeout_seconds=5) as one:
+        await one.create(ROOT_INODE, b"old", FileType.FILE, 0o644, 1, 1)
+        assert await names(one) == [b"old"]  # complete: a name not in it does not exist
+        channel: Any = await one._session.connected()
+        call = channel.call
+
+        async def never_answered(method: str, *args: Any, **options: Any) -> Any:
+            reply = await call(method, *args, **options)
+            if method in ("Create", "Rename"):
+                await trio.sleep(1)
+                raise GfsError(Code.UNREACHABLE, "the answer is lost")
+            return reply
+
+        channel.call = never_answered
+        for change in (
+            partial(one.create, ROOT_INODE, b"new", FileType.DIRECTORY, 0o755, 1, 1),
+            partial(one.rename, ROOT_INODE, b"old", ROOT_INODE, b"newer"),
+        ):
+            with suppress(GfsError), trio.move_on_after(0.5 if how == "cancelled" else 100):
+                await change()
+        await trio.sleep(10)
+        assert await names(one) == [b"new", b"newer"]
