@@ -152,7 +152,7 @@ class Appender:
                         return grant.index * self._chunk_bytes + int(reply.offset)
                     failed = None
                     granted = False  # what the master says is final
-                    self._grant = await self._chunks.grant(self.inode, grant.index + 1)
+                    self._grant = await self._chunks.grant_last(self.inode, grant.index + 1)
                     continue
                 except GfsError as error:
                     attempt += 1
@@ -163,9 +163,10 @@ class Appender:
         raise GfsError(Code.TIMED_OUT, f"an append to inode {self.inode} could not be completed: {reason}")
 
     async def _current_grant(self, failed: ChunkGrant | None) -> ChunkGrant:
-        """A retry stays in the chunk of the first try: only there can it be recognised (rule 14)."""
+        """A retry stays in the chunk of the first try, if the file still has it: only there can it be recognised
+        (rule 14)."""
         if failed is not None:
-            self._grant = await self._chunks.grant(self.inode, failed.index, failed)
+            self._grant = await self._chunks.grant(self.inode, failed.index, failed, existing=True)
         elif self._grant is None:
             self._grant = await self._chunks.grant_last(self.inode)
         return self._grant

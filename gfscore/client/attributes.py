@@ -105,6 +105,8 @@ class Attributes:
             attr.volatile = True
         if self._cache.changed_since(inode, asked):
             return None  # perhaps from when the master left the length to us, which we have told it since
+        if not attr.length_pending:  # no client is a writer: what this one wrote is in the length, or was cut off
+            self._files.agreed(inode)
         return self._files.merge(attr)
 
     async def _ask_length(self, attr: Attr, reply: pb.AttrReply) -> bool:

@@ -10,6 +10,7 @@ from gfscore.client.types import Attr
 from gfscore.ids import ROOT_INODE, TRASH_INODE, TRASH_NAME
 
 NEGATIVE_LOOKUPS_BEFORE_LISTING = 2
+NAMES_PER_INODE = 4  # names cost less than attributes: so many times as many are kept
 
 
 class Directory:
@@ -52,6 +53,7 @@ class NamespaceCache:
         self.moment = 0
         self._called_back = 0  # moment
         self._changed: dict[int, int] = {}  # inode -> moment at which a change of ours was answered
+        self._names = 0  # kept in `directories`, and the directories; at most, as removals are not counted
         self._inodes_max = inodes_max
 
     # ------------------------------------------------------------ what crosses with an answer
@@ -121,13 +123,26 @@ class NamespaceCache:
     def directory(self, inode: int) -> Directory:
         found = self.directories.get(inode)
         if found is None:
+            self.names_kept(1)
             found = self.directories[inode] = Directory()
         return found
+
+    def names_kept(self, count: int) -> None:
+        """So many more. When that is too many, those of the directories known longest are forgotten."""
+        self._names += count
+        limit = self._inodes_max * NAMES_PER_INODE
+        if self._names > limit:
+            self._names = sum(1 + len(directory.names) for directory in self.directories.values())
+            for inode in list(self.directories):
+                if self._names <= limit // 2:
+                    break
+                self._names -= 1 + len(self.directories.pop(inode).names)
 
     def add_name(self, parent: int, name: bytes, inode: int) -> None:
         if inode == TRASH_INODE:  # no listing shows the trash itself
             return
         directory = self.directory(parent)
+        self.names_kept(name not in directory.names)
         directory.names[name] = inode
         directory.changes += 1
 

@@ -11,16 +11,20 @@ from gfscore.client.options import ClientOptions
 from gfscore.client.session import MasterSession
 from gfscore.client.types import FileType, attr_from_wire
 from gfscore.errors import Code, GfsError, code_from_wire
+from gfscore.ids import CHUNKS_MAX
 from gfscore.proto import gfs_pb2 as pb
 
 
 class ChunkGrant:
-    """A signed grant, opened. `acknowledged`: something was, under it, so its chunk must not be given up."""
+    """A signed grant, opened. `acknowledged`: something was, under it, so its chunk must not be given up. `given_up`:
+    another chunk was asked for in its place.
+    """
 
-    __slots__ = ("acknowledged", "body", "grant", "index", "primary")
+    __slots__ = ("acknowledged", "body", "given_up", "grant", "index", "primary")
 
     def __init__(self, grant: pb.Grant, index: int) -> None:
         self.acknowledged = False
+        self.given_up = False
         self.grant = grant
         self.index = index
         self.body = pb.GrantBody.FromString(grant.body)
@@ -35,6 +39,18 @@ class ChunkGrant:
             replicas=body.replicas,
             primary=body.primary,
         )
+
+    def acknowledge(self) -> None:
+        """Something was changed under it. Raises NOT_PRIMARY if that counts no more: the chunk may be the file's no
+        longer."""
+        if self.given_up:
+            raise GfsError(Code.NOT_PRIMARY, f"chunk {self.body.handle:016x} was given up meanwhile")
+        self.acknowledged = True
+
+
+def _check_index(index: int) -> None:
+    if index >= CHUNKS_MAX:
+        raise GfsError(Code.FILE_TOO_LARGE, f"a file has at most {CHUNKS_MAX} chunks")
 
 
 class Chunks:
@@ -115,9 +131,13 @@ class Chunks:
         grants = self._grants.get(inode)
         return grants.get(index) if grants is not None else None
 
-    async def grant(self, inode: int, index: int, failed: ChunkGrant | None = None, fresh: bool = False) -> ChunkGrant:
+    async def grant(
+        self, inode: int, index: int, failed: ChunkGrant | None = None, *, fresh: bool = False, existing: bool = False
+    ) -> ChunkGrant:
         """Permission to change chunk `index`. `failed` did not work and must not be answered again; `fresh`: nothing
-        was ever acknowledged in it, so another chunk may take its place (rule 13)."""
+        was ever acknowledged in it, so another chunk may take its place (rule 13). `existing`: no chunk is made for it;
+        if the file was cut before it, the answer is for the last one. Raises GfsError: FILE_TOO_LARGE."""
+        _check_index(index)
         key = (inode, index)
         while True:
             known = self.known_grant(inode, index)
@@ -129,19 +149,22 @@ class Chunks:
             await asking.wait()
         self._asking[key] = trio.Event()
         try:
-            request = pb.LeaseRequest(inode=inode, index=index)
+            request = pb.LeaseRequest(inode=inode, index=index, existing=existing)
             if failed is not None:
                 request.stale_version = failed.body.version
                 request.avoid.append(failed.primary.id)
                 if fresh and failed.body.fresh and not failed.acknowledged:
+                    failed.given_up = True
                     request.failed_handle = failed.body.handle
             return await self._ask(request)
         finally:
             self._asking.pop(key).set()
 
-    async def grant_last(self, inode: int) -> ChunkGrant:
-        """Permission for the file's last chunk, its first if it has none."""
-        return await self._ask(pb.LeaseRequest(inode=inode, last=True))
+    async def grant_last(self, inode: int, following: int = 0) -> ChunkGrant:
+        """Permission for the file's last chunk, its first if it has none; for chunk `following` where that comes next.
+        Raises GfsError: FILE_TOO_LARGE."""
+        _check_index(following)
+        return await self._ask(pb.LeaseRequest(inode=inode, last=True, index=following))
 
     async def _ask(self, request: pb.LeaseRequest) -> ChunkGrant:
         asked = self._cache.moment
@@ -151,6 +174,7 @@ class Chunks:
         self.on_writer(request.inode, reply.writer_since)
         grant = ChunkGrant(reply.grant, reply.index)
         self.keep_grant(request.inode, grant)
+        self._cache.changed(request.inode)
         self._cache.length_pending(request.inode)
         if reply.sole_writer and not self._cache.crossed(asked):  # else another writer may have come since
             self.sole_writer.add(request.inode)

@@ -77,7 +77,7 @@ class Client(NamespaceOperations):
             nursery.start_soon(self._session.keep_connected)
 
     async def _stop(self) -> None:
-        await self._files.commit_all()
+        await self._files.close_all()
 
     async def _disconnect(self) -> None:
         await self._servers.aclose()
@@ -114,7 +114,7 @@ class Client(NamespaceOperations):
                 try:
                     grant = await self._chunks.grant(inode, index, failed)
                     reply = await self._mutator.write(grant, [], [], 0, sync=True)
-                    state.acknowledged(index * self.chunk_size + reply.length)
+                    self._files.acknowledged(state, index * self.chunk_size + reply.length)
                     return
                 except GfsError as error:
                     if not error.retryable or attempt + 1 == _RECONCILE_ATTEMPTS:
@@ -243,7 +243,7 @@ class Client(NamespaceOperations):
             if item.attr or item.chunks or item.writers:
                 self._cache.attrs.pop(item.inode, None)
             if item.cut:
-                self._files.cut_elsewhere(item.inode)
+                self._files.agreed(item.inode)
             if item.times or item.cut:
                 self._files.times_set(item.inode)
             if item.writers:

@@ -8,6 +8,7 @@ and other clients ask it.
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import trio
 
@@ -22,6 +23,7 @@ from gfscore.client.types import Attr
 from gfscore.client.writer import FileWriter, WriteBudget
 from gfscore.env import Env
 from gfscore.errors import Code, GfsError
+from gfscore.ids import CHUNKS_MAX
 from gfscore.proto import gfs_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -81,10 +83,6 @@ class FileState:
         self.uncommitted = True
         self.mtime_ns = now_ns
 
-    def acknowledged(self, end: int) -> None:
-        if end > self.acknowledged_end:
-            self.acknowledged_end = end
-
 
 class Committing:
     """A length on its way to the master. `error`: what went wrong, once it is `done`."""
@@ -131,6 +129,11 @@ class Files:
         return self._states.get(inode)
 
     @property
+    def bytes_max(self) -> int:
+        """No file is longer."""
+        return self.chunk_bytes * CHUNKS_MAX
+
+    @property
     def uncommitted(self) -> int:
         """Files whose length the master does not have yet."""
         return sum(state.uncommitted for state in self._states.values())
@@ -164,10 +167,18 @@ class Files:
                 self._nursery,
                 self._env,
                 self._options,
-                state.acknowledged,
+                partial(self.acknowledged, state),
                 self.unsynced(state.inode),
             )
         return state.writer
+
+    def acknowledged(self, state: FileState, end: int) -> None:
+        """The replicas have what was written or appended here up to `end`."""
+        if end > state.acknowledged_end:
+            state.acknowledged_end = end
+            attr = self._cache.attrs.get(state.inode)
+            if attr is not None and not attr.length_pending and end > attr.size:
+                del self._cache.attrs[state.inode]  # somebody cut the file meanwhile: the master knows what came first
 
     def unsynced(self, inode: int) -> set[int]:
         """Indexes of the chunks that were changed here since the file's last fsync, by handles that are closed too."""
@@ -230,7 +241,7 @@ class Files:
             if state.appender is not None:
                 state.appender.forget_grant()
 
-    def cut_elsewhere(self, inode: int) -> None:
+    def agreed(self, inode: int) -> None:
         """The length that the master has is the truth, but for what the replicas have not taken yet."""
         state = self._states.get(inode)
         if state is not None:
@@ -258,9 +269,9 @@ class Files:
         if state is not None and state.appender is not None:
             state.appender.forget_grant()
 
-    async def write_out_all(self) -> None:
+    async def write_out_all(self, *, open_too: bool = True) -> None:
         for state in list(self._states.values()):
-            if state.busy:
+            if state.busy and (open_too or not state.writers):
                 assert state.writer is not None
                 await state.writer.write_out()
 
@@ -312,9 +323,17 @@ class Files:
 
     async def commit_all(self) -> None:
         """Everything that is not open for writing any more, now."""
+        await self.write_out_all(open_too=False)  # what a close that was cancelled did not wait for
         states = [state for state in self._states.values() if state.uncommitted and not state.writers]
         for start in range(0, len(states), self._options.commit_batch):
             await self._commit(states[start : start + self._options.commit_batch], release=True, sync=False)
+
+    async def close_all(self) -> None:
+        """Nobody uses the client any more: what is still open is closed."""
+        await self.write_out_all()
+        for state in self._states.values():
+            state.handles = state.writers = 0
+        await self.commit_all()
 
     async def _commit_closed_files(self) -> None:
         while True:

@@ -20,15 +20,16 @@ class Gate:
         while self.closed:
             await self._changed.park()
 
-    @asynccontextmanager
-    async def passing(self) -> AsyncIterator[None]:
-        """Inside while the gate is open: whoever closes it waits for the end."""
-        await self.wait_open()
+    async def enter(self) -> None:
+        """Inside from here to `leave`, while the gate is open: whoever closes it waits for that. No context manager:
+        every append passes, and most find the gate open."""
+        if self.closed:
+            await self.wait_open()
         self._inside += 1
-        try:
-            yield
-        finally:
-            self._inside -= 1
+
+    def leave(self) -> None:
+        self._inside -= 1
+        if self.closed:
             self._changed.unpark_all()
 
     @asynccontextmanager

@@ -72,12 +72,12 @@ class Mutator:
     async def _ask_primary(self, grant: ChunkGrant, method: str, request: Any, parts: list[memoryview]) -> Any:
         if request.push_id or not parts:
             reply, _ = await self._servers.call("small", grant.primary, method, request)
-            grant.acknowledged = True
+            grant.acknowledge()
             return reply
         checksum = 0
         for part in parts:
             checksum = crc32c(part, checksum)
         request.checksum = checksum
         reply, _ = await self._servers.call("small", grant.primary, method, request, *parts)
-        grant.acknowledged = True
+        grant.acknowledge()
         return reply

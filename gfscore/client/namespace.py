@@ -121,6 +121,8 @@ class NamespaceOperations:
             if pending or not keep:
                 attr.volatile = True
             entries.append(Entry(entry.name, attr))
+        if keep:
+            self._cache.names_kept(len(entries))
         if keep and inode != TRASH_INODE:  # names appear there without a call-back: never known to be complete
             directory.end_page(entries[-1].name if entries else after, reply.more)
         return entries, reply.more

@@ -40,6 +40,8 @@ class OpenFile:
     async def write(self, offset: int, data: bytes | memoryview) -> int:
         """Visible to every reader of this client at once; on the replicas after `flush`, on disks after `fsync`."""
         self._check_writable()
+        if offset + len(data) > self._files.bytes_max:
+            raise GfsError(Code.FILE_TOO_LARGE, f"a file has at most {self._files.bytes_max} bytes")
         writer = self._files.writer(self._state)
         if self._state.unused_chunk and offset < self._files.chunk_bytes:
             self._state.unused_chunk = 0
@@ -57,15 +59,18 @@ class OpenFile:
         state = self._state
         if state.busy:
             await self.flush()
-        async with state.gate.passing():
+        await state.gate.enter()
+        try:
             state.uncommitted = True
             state.unused_chunk = 0
             appender = self._files.appender(state)
             appender.begin_behind(state.acknowledged_end)
             offset = await appender.append(record)
-            state.acknowledged(offset + len(record))
+            self._files.acknowledged(state, offset + len(record))
             self._files.unsynced(state.inode).add(offset // self._files.chunk_bytes)
             state.changed(self._env.clock.wall_ns())
+        finally:
+            state.gate.leave()
         return offset
 
     async def flush(self) -> None:

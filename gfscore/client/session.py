@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 # Waiting may help with these; every other error is the answer.
 _TRY_AGAIN = frozenset({Code.UNREACHABLE, Code.SHUTTING_DOWN, Code.NOT_READY, Code.NO_SERVERS, Code.UNKNOWN_SESSION})
 
+# Done a second time, these change nothing, and no name or attribute in any case.
+_REPEATABLE = frozenset({"Lease", "Commit", "Release"})
 
 _GOODBYE_SECONDS = 1.0
 
@@ -69,6 +71,7 @@ class MasterSession:
         """
         self.calls[method] += 1
         channel = self._channel
+        unsure = False
         if channel is not None and not channel.closed:
             try:
                 reply, _ = await channel.call(method, request, timeout=self._options.attempt_seconds)
@@ -76,28 +79,44 @@ class MasterSession:
             except GfsError as error:
                 if error.code not in _TRY_AGAIN:
                     raise
-        return await self._call_again(method, request, seconds or self._options.timeout_seconds)
+                unsure = error.code is Code.UNREACHABLE
+        return await self._call_again(method, request, seconds or self._options.timeout_seconds, unsure)
 
     async def change(self, method: str, request: Any) -> Any:
-        """A call that changes something: done once, however often it must be sent."""
+        """A call that changes something: done once, however often it must be sent.
+
+        Whoever gives up waiting for the answer does not know what was done, and the master calls nobody back for a
+        change of his own: then the stream is given up too, and with it all that is cached.
+        """
         self._last_request += 1
         request_id = self._last_request
         self._outstanding[request_id] = None
+        answered = False
         try:
             if not self.client_id:
                 await self.connected()
             request.id.client_id = self.client_id
             request.id.request_id = request_id
             request.id.done_below = next(iter(self._outstanding))
-            return await self.call(method, request)
+            reply = await self.call(method, request)
+            answered = True
+            return reply
+        except GfsError as error:
+            answered = error.code is not Code.TIMED_OUT
+            raise
         finally:
             del self._outstanding[request_id]
+            if not answered and method not in _REPEATABLE and self._channel is not None:
+                with trio.CancelScope(shield=True):
+                    await self._channel.aclose()
 
-    async def _call_again(self, method: str, request: Any, seconds: float) -> Any:
+    async def _call_again(self, method: str, request: Any, seconds: float, unsure: bool) -> Any:
+        """`unsure`: it was sent before and not answered."""
         attempt = 0
         reason = GfsError(Code.UNREACHABLE, f"no answer from the master at {self.address}")
         with trio.move_on_after(seconds):
             while True:
+                channel = None
                 try:
                     channel = await self.connected()
                     reply, _ = await channel.call(method, request, timeout=self._options.attempt_seconds)
@@ -106,9 +125,18 @@ class MasterSession:
                     if error.code not in _TRY_AGAIN:
                         raise
                     reason = error
+                    unsure = unsure or (channel is not None and error.code is Code.UNREACHABLE)
+                    if error.code is Code.UNKNOWN_SESSION:
+                        self._ask_in_new_session(method, request, unsure)
                 attempt += 1
                 await self._env.clock.sleep(pause_seconds(attempt, self._env.random))
         raise GfsError(Code.TIMED_OUT, f"gave up {method} after {seconds:g} s: {reason}")
+
+    def _ask_in_new_session(self, method: str, change: Any, unsure: bool) -> None:
+        """The session in which it was asked for is over, and with it the master's memory of what was done (rule 21)."""
+        if unsure and method not in _REPEATABLE:
+            raise GfsError(Code.TIMED_OUT, f"{method} was not answered before the session ended: it was done, or not")
+        change.id.client_id = self.client_id
 
     async def connected(self) -> Channel:
         """A live stream with a greeted master. Raises GfsError(UNREACHABLE, WRONG_PROTOCOL…)."""

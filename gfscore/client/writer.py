@@ -245,7 +245,7 @@ class FileWriter:
 
     async def _grant(self, index: int, failed: ChunkGrant | None) -> ChunkGrant:
         fresh = failed is not None and failed.body.handle not in self._acknowledged
-        return await self._chunks.grant(self.inode, index, failed, fresh)
+        return await self._chunks.grant(self.inode, index, failed, fresh=fresh)
 
     async def _sync_chunk(self, index: int) -> None:
         failed: ChunkGrant | None = None
@@ -255,7 +255,7 @@ class FileWriter:
             while True:
                 grant: ChunkGrant | None = None
                 try:
-                    grant = await self._chunks.grant(self.inode, index, failed)
+                    grant = await self._chunks.grant(self.inode, index, failed, existing=True)
                     await self._mutator.write(grant, [], [], 0, sync=True)
                     return
                 except GfsError as error:

@@ -10,13 +10,14 @@ from struct import Struct
 from typing import NamedTuple
 
 from gfscore.errors import Code, GfsError
+from gfscore.ids import CHUNKS_MAX
 from gfscore.metadata.inodes import HAS_SEGMENTS, InodeRecord, load, load_file, store
 from gfscore.metadata.keys import after_prefix, pack8, pack_varints, segment_key, unpack8, unpack_varints
 from gfscore.metadata.tables import CHUNKS, MAPPING, Tables
 from gfscore.metadata.transaction import CHUNK_COUNT, Transaction
 
 SEGMENT_CHUNKS = 128  # handles in one value of the mapping
-INDEX_MAX = (1 << 32) - 1
+INDEX_MAX = CHUNKS_MAX - 1
 HOLE = bytes(8)
 
 _SEGMENTS = [Struct(f">{count}Q") for count in range(SEGMENT_CHUNKS + 1)]

@@ -1258,6 +1258,7 @@ class LeaseRequest(_message.Message):
     FAILED_HANDLE_FIELD_NUMBER: _builtins.int
     STALE_VERSION_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
+    EXISTING_FIELD_NUMBER: _builtins.int
     inode: _builtins.int
     index: _builtins.int
     failed_handle: _builtins.int
@@ -1265,7 +1266,9 @@ class LeaseRequest(_message.Message):
     stale_version: _builtins.int
     """the lease of this version did not work: do not answer it again"""
     last: _builtins.bool
-    """index is "the last chunk, or the first if there is none" (record append)"""
+    """the last chunk, or the first if there is none; or `index`, where that comes next (record append)"""
+    existing: _builtins.bool
+    """if the file has no chunk `index` any more, it was cut: the last one then"""
     @_builtins.property
     def id(self) -> Global___RequestId: ...
     @_builtins.property
@@ -1282,10 +1285,11 @@ class LeaseRequest(_message.Message):
         failed_handle: _builtins.int = ...,
         stale_version: _builtins.int = ...,
         last: _builtins.bool = ...,
+        existing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoid", b"avoid", "failed_handle", b"failed_handle", "id", b"id", "index", b"index", "inode", b"inode", "last", b"last", "stale_version", b"stale_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoid", b"avoid", "existing", b"existing", "failed_handle", b"failed_handle", "id", b"id", "index", b"index", "inode", b"inode", "last", b"last", "stale_version", b"stale_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1389,7 +1393,7 @@ class CommitReply(_message.Message):
     PENDING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def pending(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """inodes whose length may be another: others write, or the replicas have to be asked"""
+        """Inodes whose length may be another: others write or have cut the file, or the replicas have to be asked."""
 
     def __init__(
         self,

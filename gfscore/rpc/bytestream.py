@@ -16,6 +16,8 @@ import trio
 from gfscore.checksum import Buffer
 
 SOCKET_BUFFER_BYTES = 2 * 1024 * 1024
+PEER_LOST_SECONDS = 30  # a machine that answers nothing for so long is gone, also where nobody has anything to say
+_PROBES = 4
 _IMMEDIATE_RECEIVES_MAX = 32  # then let others run, however fast the peer sends
 
 
@@ -41,6 +43,7 @@ class SocketStream:
     def __init__(self, connected: socket.socket) -> None:
         connected.setblocking(False)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _notice_lost_peer(connected)
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             with contextlib.suppress(OSError):
                 connected.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
@@ -93,6 +96,16 @@ class SocketStream:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
             self._socket.close()
+
+
+def _notice_lost_peer(connected: socket.socket) -> None:
+    """Have the kernel ask now and then whether the peer's machine is there: a crash or a cut cable says nothing."""
+    pause = PEER_LOST_SECONDS // (_PROBES + 2)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PEER_LOST_SECONDS - _PROBES * pause)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, pause)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PEER_LOST_SECONDS * 1000)
 
 
 class MemoryStream:

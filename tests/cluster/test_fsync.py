@@ -10,7 +10,7 @@ import trio
 import trio.testing
 from memory_cluster import CHUNK_BYTES, memory_cluster
 
-from gfscore.client import ROOT_INODE
+from gfscore.client import ROOT_INODE, AttrChanges
 from gfscore.client.paths import Paths
 
 
@@ -95,4 +95,19 @@ async def test_a_sync_waits_for_another_one_that_has_taken_over_its_chunks(
             await trio.sleep(1)
             await file.fsync()
             assert synced
+        await file.close()
+
+
+@pytest.mark.parametrize("who", ["one", "two"])
+async def test_an_fsync_after_a_cut_makes_no_hole_before_the_next_record(
+    who: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        attr, file = await one.create_file(ROOT_INODE, b"log", 0o644, 1, 1)
+        while await file.append(bytes(200_000)) < CHUNK_BYTES:
+            pass
+        cutter = one if who == "one" else two
+        await cutter.setattr(attr.inode, AttrChanges(size=0))
+        await file.fsync()
+        assert await file.append(b"first") == 0
         await file.close()

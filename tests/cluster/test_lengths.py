@@ -195,3 +195,73 @@ async def test_the_only_writer_of_a_file_opened_again_knows_its_length(
         assert (await writer.getattr(attr.inode)).size == end
         assert writer.info()["calls"] == before
         await file.close()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("full", [False, True])
+async def test_an_append_that_meets_a_cut_leaves_no_hole_before_it(
+    when: str, full: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A log is cut on another mount, as logrotate does with copytruncate, while its program goes on."""
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        attr, file = await one.create_file(ROOT_INODE, b"log", 0o644, 1, 1)
+        await file.write(0, bytes(2 * CHUNK_BYTES - (0 if full else 100)))
+        await file.append(b"a line")
+        call = one._servers.call
+
+        async def slow(*args: Any, **options: Any) -> Any:
+            await trio.sleep(0.1 if when == "before" else 0)
+            reply = await call(*args, **options)
+            await trio.sleep(0.1 if when == "after" else 0)
+            return reply
+
+        one._servers.call = slow  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(file.append, bytes(200))
+            await trio.sleep(0.05)
+            await two.setattr(attr.inode, AttrChanges(size=0))
+        one._servers.call = call  # type: ignore[method-assign]
+        assert await file.append(b"a line") <= 200
+        await file.close()
+
+
+async def test_a_length_that_was_cut_while_its_writer_was_away_is_forgotten(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        attr, file = await one.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        await file.append(OLD)
+        cluster.network.disconnect("one", "master")
+        await two.setattr(attr.inode, AttrChanges(size=0))
+        await trio.sleep(5)
+        cluster.network.reconnect("one", "master")
+        await trio.sleep(5)
+        assert (await one.getattr(attr.inode)).size == 0
+        await file.close()
+        await trio.sleep(COMMITTED_SECONDS)
+        assert (await one.getattr(attr.inode)).size == 0
+
+
+@pytest.mark.parametrize("asked", [False, True])
+async def test_a_length_that_was_cut_while_its_answer_was_on_the_way_is_forgotten(
+    asked: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        attr, file = await one.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        call = one._servers.call
+
+        async def late(*args: Any, **options: Any) -> Any:
+            answer = await call(*args, **options)
+            await trio.sleep(1)
+            return answer
+
+        one._servers.call = late  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(file.append, OLD)
+            await trio.sleep(0.5)
+            await two.setattr(attr.inode, AttrChanges(size=0))
+            await one.getattr(attr.inode)
+        assert not asked or (await one.getattr(attr.inode)).size == 0
+        await file.close()
+        await trio.sleep(COMMITTED_SECONDS)
+        assert (await one.getattr(attr.inode)).size == 0

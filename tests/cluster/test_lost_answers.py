@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
+import pytest
+import trio
 import trio.testing
 from memory_cluster import memory_cluster
 
-from gfscore.client import Client
+from gfscore.client import Client, FileType
 from gfscore.client.paths import Paths
 from gfscore.errors import Code, GfsError
 from gfscore.ids import ROOT_INODE
@@ -109,3 +113,72 @@ async def test_a_snapshot_is_answered_with_the_copy_though_the_source_is_gone(
         copy = await paths.snapshot("/d", "/copy")
         assert copy.inode == (await Paths(two).stat("/copy")).inode
         assert await paths.read("/copy/f") == b"x"
+
+
+@pytest.mark.parametrize("what", ["mkdir", "write"])
+async def test_a_change_that_was_asked_for_while_the_session_ended_is_made_in_the_next_one(
+    what: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        _, file = await one.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        await file.write(0, b"x")
+        await file.fsync()
+        cluster.network.disconnect("one", "master")
+        await trio.sleep(50)
+        async with trio.open_nursery() as nursery:
+            if what == "mkdir":
+                nursery.start_soon(one.create, ROOT_INODE, b"d", FileType.DIRECTORY, 0o755, 1, 1)
+            else:
+                await file.write(0, b"y")
+                nursery.start_soon(file.flush)
+            await trio.sleep(20)
+            cluster.network.reconnect("one", "master")
+            started = trio.current_time()
+        assert trio.current_time() - started < 5
+        await file.close()
+        assert await names(two) == ([b"d", b"f"] if what == "mkdir" else [b"f"])
+        assert await Paths(two).read("/f") == (b"x" if what == "mkdir" else b"y")
+
+
+async def test_a_change_whose_answer_was_lost_with_the_session_is_not_made_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+
+        async def lose_the_session() -> None:
+            cluster.network.disconnect("one", "master")
+            await two.rmdir(ROOT_INODE, b"d")
+            await trio.sleep(100)
+            cluster.network.reconnect("one", "master")
+
+        _Losing(one, "Create", lose_the_session)
+        with pytest.raises(GfsError) as failed:
+            await one.create(ROOT_INODE, b"d", FileType.DIRECTORY, 0o755, 1, 1)
+        assert failed.value.code is Code.TIMED_OUT and "done, or not" in str(failed.value)
+        assert await names(two) == []
+
+
+@pytest.mark.parametrize("how", ["cancelled", "timed out"])
+async def test_a_change_whose_outcome_is_unknown_is_looked_up(how: str, autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_cluster() as cluster, cluster.client("one", timeout_seconds=5) as one:
+        await one.create(ROOT_INODE, b"old", FileType.FILE, 0o644, 1, 1)
+        assert await names(one) == [b"old"]  # complete: a name not in it does not exist
+        channel: Any = await one._session.connected()
+        call = channel.call
+
+        async def never_answered(method: str, *args: Any, **options: Any) -> Any:
+            reply = await call(method, *args, **options)
+            if method in ("Create", "Rename"):
+                await trio.sleep(1)
+                raise GfsError(Code.UNREACHABLE, "the answer is lost")
+            return reply
+
+        channel.call = never_answered
+        for change in (
+            partial(one.create, ROOT_INODE, b"new", FileType.DIRECTORY, 0o755, 1, 1),
+            partial(one.rename, ROOT_INODE, b"old", ROOT_INODE, b"newer"),
+        ):
+            with suppress(GfsError), trio.move_on_after(0.5 if how == "cancelled" else 100):
+                await change()
+        await trio.sleep(10)
+        assert await names(one) == [b"new", b"newer"]

@@ -306,3 +306,18 @@ async def test_a_length_goes_to_the_master_when_the_last_writer_closes_though_re
         await trio.sleep(5)
         assert client.info()["uncommitted"] == 0
         await reader.close()
+
+
+async def test_walking_through_a_large_tree_fills_no_memory(autojump_clock: trio.testing.MockClock) -> None:
+    async with (
+        memory_cluster() as cluster,
+        cluster.client("maker") as maker,
+        cluster.client("walker", cached_inodes_max=50) as walker,
+    ):
+        for number in range(200):
+            made = await maker.create(ROOT_INODE, b"d%03d" % number, FileType.DIRECTORY, 0o755, 1, 1)
+            await maker.create(made.inode, b"file", FileType.FILE, 0o644, 1, 1)
+        for _ in range(2):
+            assert len([path async for path, _ in Paths(walker).walk("/")]) == 401
+            directories = walker._cache.directories.values()
+            assert sum(1 + len(directory.names) for directory in directories) <= 200

@@ -351,3 +351,62 @@ async def test_asking_for_the_status_all_the_time_does_not_keep_the_master_count
         await client.operator.drain(server)
         rows = (await client.status())["chunkservers"]
         assert next(row["chunks_left"] for row in rows if row["id"] == server) == 2, "it was counted anew"
+
+
+@pytest.mark.parametrize("how", ["write", "append"])
+async def test_a_file_that_gets_too_large_is_refused_and_the_client_goes_on(
+    how: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with memory_cluster() as cluster, cluster.client() as client:
+        attr, file = await client.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        end = CHUNK_BYTES << 32
+        with pytest.raises(GfsError) as refused:
+            if how == "write":
+                await file.write(end, b"x")
+            else:
+                await client.setattr(attr.inode, AttrChanges(size=end))
+                await file.append(b"x")
+        assert refused.value.code is Code.FILE_TOO_LARGE
+        await file.write(end - 1, b"y")
+        await file.fsync()
+        assert (await client.getattr(attr.inode)).size == end
+        assert bytes(await file.read(end - 2, 10)) == b"\0y"
+        await file.close()
+
+
+async def test_a_file_that_was_not_closed_is_written_when_the_client_ends(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_cluster() as cluster:
+        async with cluster.client("one") as one:
+            _, file = await one.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+            await file.write(0, b"x")
+            _, log = await one.create_file(ROOT_INODE, b"log", 0o644, 1, 1)
+            await log.append(b"x")
+        async with cluster.client("two") as two:
+            for name in (b"f", b"log"):
+                attr = await two.lookup(ROOT_INODE, name)
+                assert attr.size == 1 and not attr.length_pending
+                assert await Paths(two).read(b"/" + name) == b"x"
+
+
+async def test_a_close_that_is_cancelled_loses_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one:
+        _, file = await one.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        await file.write(0, b"a" * 1000)
+        call = one._servers.call
+
+        async def late(*more: Any, **options: Any) -> Any:
+            await trio.sleep(3)
+            return await call(*more, **options)
+
+        one._servers.call = late  # type: ignore[method-assign]
+        with trio.move_on_after(1):
+            await file.flush()
+        await file.write(0, b"b" * 1000)
+        with trio.move_on_after(1):
+            await file.close()
+        await trio.sleep(30)
+        one._servers.call = call  # type: ignore[method-assign]
+        assert one._files._budget.used == 0
+        assert await Paths(one).read("/f") == b"b" * 1000

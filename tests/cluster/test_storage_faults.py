@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+from typing import Any
 
 import pytest
 import trio
@@ -454,3 +455,37 @@ async def test_a_first_chunk_is_not_given_up_for_a_write_after_an_append_to_it(
             await file.write(12, b", later")
             await file.flush()
             assert bytes(await file.read(0, 100)) == b"acknowledged, later"
+
+
+async def test_a_first_chunk_is_not_given_up_while_an_answer_about_it_is_on_its_way(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The first piece is applied, its answer on the way, when the push of the second is refused: push buffer full."""
+    async with memory_cluster(chunkservers=6) as cluster, cluster.client() as client:
+        _, file = await client.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        call = client._servers.call
+        refused, on_its_way = False, False
+
+        async def busy(lane: str, server: Any, method: str, request: Any, *payload: Any, **options: Any) -> Any:
+            nonlocal refused, on_its_way
+            if method == "Push" and on_its_way and not refused:
+                refused = True
+                raise GfsError(Code.NOT_READY, "the push buffer is full")
+            answer = await call(lane, server, method, request, *payload, **options)
+            if method == "Write" and not on_its_way:
+                on_its_way = True
+                await trio.sleep(0.5)
+            return answer
+
+        client._servers.call = busy  # type: ignore[method-assign]
+        await file.write(0, b"a" * 300_000)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(file.flush)
+            await trio.sleep(0.1)
+            assert on_its_way
+            await file.write(400_000, b"b" * 200_000)
+            nursery.start_soon(file.flush)
+        await file.close()
+        data = await Paths(client).read("/f")
+        assert data[400_000:] == b"b" * 200_000
+        assert data[:300_000] == b"a" * 300_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ import trio.testing
 from gfscore.errors import Code, GfsError
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.rpc import frame
+from gfscore.rpc.bytestream import PEER_LOST_SECONDS, SocketStream
 from gfscore.rpc.memory import MemoryNetwork
 from gfscore.rpc.real import RealTransport
 from gfscore.rpc.transport import CallContext
@@ -187,3 +189,16 @@ async def test_grpc_carries_replies_and_errors() -> None:
                 await nursery.start(partial(transport.serve_control, "127.0.0.1", port, services))
             await channel.aclose()
             nursery.cancel_scope.cancel()
+
+
+def test_a_peer_whose_machine_is_gone_is_noticed_though_nobody_has_anything_to_say() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        near = socket.create_connection(listening.getsockname())
+        with near:
+            SocketStream(near)
+            assert near.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            idle, pause, probes = (
+                near.getsockopt(socket.IPPROTO_TCP, option)
+                for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            )
+            assert idle + pause * probes == PEER_LOST_SECONDS

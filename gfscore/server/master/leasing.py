@@ -133,10 +133,12 @@ class Leasing:
 
     def _index(self, request: pb.LeaseRequest) -> int:
         """Which chunk is meant. The last one is where the file ends, a hole there included."""
-        if not request.last:
-            return request.index
-        size = load_file(self._state.tables, request.inode).size
-        return max(last_index(self._state.tables, request.inode), (size - 1) // self._chunk_size, 0)
+        tables, index = self._state.tables, request.index
+        if not request.last and not (request.existing and not handle_at(tables, request.inode, index)):
+            return index
+        size = load_file(tables, request.inode).size
+        last = max(last_index(tables, request.inode), (size - 1) // self._chunk_size, 0)
+        return index if request.last and index == last + 1 else last
 
     async def _find_or_grant(
         self, request: pb.LeaseRequest, record: InodeRecord, index: int

@@ -120,7 +120,7 @@ class Lengths:
                         mtime_ns=length.mtime_ns if counts and length.mtime_ns > set_at else 0,
                         release=nobody_left,
                     )
-                    if record.length_pending:
+                    if record.length_pending or not counts:
                         reply.pending.append(length.inode)
                     if nobody_left:
                         self._leases.all_known.discard(length.inode)
