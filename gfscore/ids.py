@@ -23,6 +23,7 @@ BLOCK_BYTES = 64 * 1024  # the unit of checksums [0126]
 CHUNK_BYTES_DEFAULT = 64 * 1024 * 1024
 CHUNK_BYTES_MIN = 1024 * 1024
 CHUNK_BYTES_MAX = 1024 * 1024 * 1024
+CHUNK_INDEX_MAX = (1 << 32) - 1  # within one file: 32 bits on the wire and in the master's tables
 APPEND_FRACTION = 4  # a record is at most 1/4 of a chunk [0106]
 PIECE_BYTES = 1024 * 1024  # what one push or one read moves at most
 PROTOCOL_VERSION = 1

@@ -11,6 +11,7 @@ from gfscore.client.options import ClientOptions
 from gfscore.client.session import MasterSession
 from gfscore.client.types import FileType, attr_from_wire
 from gfscore.errors import Code, GfsError, code_from_wire
+from gfscore.ids import CHUNK_INDEX_MAX
 from gfscore.proto import gfs_pb2 as pb
 
 
@@ -117,7 +118,9 @@ class Chunks:
 
     async def grant(self, inode: int, index: int, failed: ChunkGrant | None = None, fresh: bool = False) -> ChunkGrant:
         """Permission to change chunk `index`. `failed` did not work and must not be answered again; `fresh`: nothing
-        was ever acknowledged in it, so another chunk may take its place (rule 13)."""
+        was ever acknowledged in it, so another chunk may take its place (rule 13). Raises FILE_TOO_LARGE."""
+        if index > CHUNK_INDEX_MAX:
+            raise GfsError(Code.FILE_TOO_LARGE, f"a file has at most {CHUNK_INDEX_MAX + 1} chunks")
         key = (inode, index)
         while True:
             known = self.known_grant(inode, index)

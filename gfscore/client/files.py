@@ -22,6 +22,7 @@ from gfscore.client.types import Attr
 from gfscore.client.writer import FileWriter, WriteBudget
 from gfscore.env import Env
 from gfscore.errors import Code, GfsError
+from gfscore.ids import CHUNK_INDEX_MAX
 from gfscore.proto import gfs_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -134,6 +135,11 @@ class Files:
     def uncommitted(self) -> int:
         """Files whose length the master does not have yet."""
         return sum(state.uncommitted for state in self._states.values())
+
+    @property
+    def bytes_max(self) -> int:
+        """The longest that a file can be."""
+        return (CHUNK_INDEX_MAX + 1) * self.chunk_bytes
 
     def is_open(self, inode: int) -> bool:
         state = self._states.get(inode)

@@ -38,8 +38,13 @@ class OpenFile:
         return await self._read(self.inode, offset, size)  # type: ignore[misc,no-any-return]
 
     async def write(self, offset: int, data: bytes | memoryview) -> int:
-        """Visible to every reader of this client at once; on the replicas after `flush`, on disks after `fsync`."""
+        """Visible to every reader of this client at once; on the replicas after `flush`, on disks after `fsync`.
+
+        Raises FILE_TOO_LARGE behind the last chunk that a file can have.
+        """
         self._check_writable()
+        if offset + len(data) > self._files.bytes_max:
+            raise GfsError(Code.FILE_TOO_LARGE, f"a file has at most {self._files.bytes_max} bytes here")
         writer = self._files.writer(self._state)
         if self._state.unused_chunk and offset < self._files.chunk_bytes:
             self._state.unused_chunk = 0
