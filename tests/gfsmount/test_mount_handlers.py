@@ -278,6 +278,30 @@ async def test_set_user_id_never_outlives_a_change_by_another_than_root(
     assert client.attrs[entry.st_ino].mode == 0o755
 
 
+@pytest.mark.parametrize(
+    ("mode", "gid", "allowed"),
+    [(0o700, 4321, False), (0o775, 4321, False), (0o757, 4321, True), (0o775, 1000, True), (0o767, 1000, False)],
+)
+async def test_a_snapshot_is_made_only_where_its_caller_may_make_a_file(
+    mode: int, gid: int, allowed: bool, operations: Operations, client: FakeClient, ctx: Any,
+    notified: list[tuple[object, ...]],
+) -> None:  # fmt: skip
+    user: Any = Caller(uid=1000)
+    _, entry = await operations.create(1, b"mine", 0o644, os.O_WRONLY, user)
+    there = await operations.mkdir(1, b"there", 0o755, ctx)
+    await operations.mkdir(there.st_ino, b"below", 0o777, ctx)
+    await client.setattr(there.st_ino, AttrChanges(mode=mode, gid=gid))
+    snapshot = operations.setxattr(entry.st_ino, b"gfs.snapshot", b"/there/copy", user)
+    if allowed:
+        await snapshot
+    else:
+        assert await failing(snapshot) == errno.EACCES
+    assert (b"copy" in client.names[there.st_ino]) == allowed
+    await client.setattr(there.st_ino, AttrChanges(mode=0o700, gid=4321))
+    assert await failing(operations.setxattr(entry.st_ino, b"gfs.snapshot", b"/there/below/copy", user)) == errno.EACCES
+    await operations.setxattr(entry.st_ino, b"gfs.snapshot", b"/there/below/copy", ctx)  # root may
+
+
 async def test_kernel_probes_are_answered_without_a_call(operations: Operations, client: FakeClient, ctx: Any) -> None:
     before = client.calls.total()
     assert await failing(operations.getxattr(1, b"security.capability", ctx)) == errno.ENODATA
