@@ -25,6 +25,7 @@ class OpenFile:
     ) -> None:
         self.inode = state.inode
         self.keep_cache = keep_cache  # what the kernel has cached of the file is still right
+        self.found = False  # by a call that would have created the file
         self._state = state
         self._files = files
         self._read = read
