@@ -203,6 +203,18 @@ async def test_a_blocked_notification_does_not_hold_up_the_master(
             await trio.sleep(0.005)
 
 
+@pytest.mark.parametrize(("flags", "number"), [(0, errno.ESTALE), (os.O_EXCL, errno.EEXIST)])
+async def test_a_file_that_another_client_made_first_is_not_opened_unasked(
+    flags: int, number: int, operations: Operations, client: FakeClient, ctx: Any
+) -> None:
+    """The kernel, which believed that there is none, has not checked whether this caller may open it."""
+    attr, file = await client.create_file(1, b"secret", 0o600, 0, 0)
+    await file.close()
+    creating = operations.create(1, b"secret", 0o644, os.O_RDWR | os.O_CREAT | os.O_TRUNC | flags, Caller(uid=1000))  # type: ignore[arg-type]
+    assert await failing(creating) == number
+    assert not client.is_open(attr.inode) and not operations.inodes.is_known(attr.inode)
+
+
 async def test_append_handles_ignore_the_offset_and_remember_it_for_their_process(
     operations: Operations, client: FakeClient, ctx: Any
 ) -> None:
