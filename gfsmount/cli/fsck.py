@@ -46,9 +46,9 @@ def command(path: str | None, as_json: bool, master: str | None, repair: bool, w
     async def everything(session: Session) -> AsyncIterator[tuple[str, Attr]]:
         """Path and attributes. With all of the file system goes its trash, which no listing shows: what is in there can
         be restored."""
-        base, whole = where.path.rstrip("/"), False
+        top, whole = shown(where.path), False
         async for name, attr in session.paths.walk(where.path):
-            yield f"{base}/{shown(name)}" if name else where.path, attr
+            yield f"{top.rstrip('/')}/{shown(name)}" if name else top, attr
             whole = whole or attr.inode == ROOT_INODE
         if not whole:
             return
