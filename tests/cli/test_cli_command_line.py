@@ -43,6 +43,7 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
         (["trash", "restore", "gfs://a:1/x", "--to", "gfs://b:2/y"], "different clusters"),
         (["status", "--master", "nonsense"], "nonsense"),
         (["mount", "nonsense", "/mnt"], "nonsense"),
+        (["mount", "a:1", "/mnt", "--log-level", "loud"], "no log level 'loud'"),
         (["set", "gfs://a:1/x", "replication"], "NAME=VALUE"),
     ],
 )
