@@ -68,15 +68,17 @@ class MasterSession:
         Raises GfsError: the master's answer, or TIMED_OUT with the last reason.
         """
         self.calls[method] += 1
+        seconds = seconds or self._options.timeout_seconds
+        started = trio.current_time()
         channel = self._channel
         if channel is not None and not channel.closed:
             try:
-                reply, _ = await channel.call(method, request, timeout=self._options.attempt_seconds)
+                reply, _ = await channel.call(method, request, timeout=min(self._options.attempt_seconds, seconds))
                 return reply
             except GfsError as error:
                 if error.code not in _TRY_AGAIN:
                     raise
-        return await self._call_again(method, request, seconds or self._options.timeout_seconds)
+        return await self._call_again(method, request, seconds, started)
 
     async def change(self, method: str, request: Any) -> Any:
         """A call that changes something: done once, however often it must be sent."""
@@ -93,10 +95,10 @@ class MasterSession:
         finally:
             del self._outstanding[request_id]
 
-    async def _call_again(self, method: str, request: Any, seconds: float) -> Any:
+    async def _call_again(self, method: str, request: Any, seconds: float, started: float) -> Any:
         attempt = 0
         reason = GfsError(Code.UNREACHABLE, f"no answer from the master at {self.address}")
-        with trio.move_on_after(seconds):
+        with trio.CancelScope(deadline=started + seconds):
             while True:
                 try:
                     channel = await self.connected()
