@@ -1,13 +1,25 @@
-"""Which process asks, and the offset of the last record each process appended through this mount. Reads `/proc`;
-knows nothing of FUSE.
+"""Which process asks, what groups it is in, and the offset of the last record each process appended through this mount.
+Reads `/proc`; knows nothing of FUSE.
 """
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from typing import Protocol
 
 OFFSETS_MAX = 65536
+
+
+class Caller(Protocol):
+    """Who makes a request, as FUSE tells it. `pid` is a thread's."""
+
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
+    @property
+    def pid(self) -> int: ...
 
 
 def thread_group(pid: int) -> int:
@@ -28,6 +40,19 @@ def thread_group(pid: int) -> int:
     except (OSError, ValueError):
         pass
     return pid
+
+
+def groups_of(caller: Caller) -> set[int]:
+    """All groups of the caller; its main one alone where the others cannot be known."""
+    groups = {caller.gid}
+    try:
+        with open(f"/proc/{caller.pid}/status", "rb") as status:
+            for line in status:
+                if line.startswith(b"Groups:"):
+                    groups.update(map(int, line[7:].split()))
+    except (OSError, ValueError):
+        pass
+    return groups
 
 
 class AppendOffsets:

@@ -86,10 +86,16 @@ def parse_options(texts: Iterable[str]) -> MountOptions:
 def fuse_options(config: MountConfig) -> set[str]:
     """The options for libfuse. Permissions are always checked by the kernel, with attributes that we give it."""
     options = config.options
-    result = {f"fsname={config.source}", "subtype=gfs", "default_permissions", *options.kernel_flags}
+    result = {f"fsname={_escaped(config.source)}", "subtype=gfs", "default_permissions", *options.kernel_flags}
     if options.allow_other or (options.allow_other is None and os.geteuid() == 0):
         result.add("allow_other")
     return result
+
+
+def _escaped(text: str) -> str:
+    """For libfuse, which takes a comma for the end of an option and understands octal escapes; ASCII only."""
+    plain = set(range(0x20, 0x7F)) - set(b",\\")
+    return "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in os.fsencode(text))
 
 
 def _parse_kib(name: str, value: str) -> int:

@@ -1,5 +1,5 @@
 """The `gfs.*` extended attributes: record append, snapshot, file information and policies through `setfattr` and
-`getfattr`. Part of the outside contract; knows nothing of FUSE beyond inode numbers and the caller's pid.
+`getfattr`. Part of the outside contract; knows nothing of FUSE beyond inode numbers and who the caller is.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from gfscore.client import FileType
 from gfscore.errors import Code, GfsError
-from gfsmount.callers import thread_group
+from gfsmount.callers import Caller, groups_of, thread_group
+from gfsmount.privileges import may_add_to, may_pass
 
 if TYPE_CHECKING:
+    from gfscore.client import Attr
     from gfsmount.context import HandlerContext
 
 POLICIES = {
@@ -45,12 +47,12 @@ class SpecialAttributes:
                 return json.dumps(await self._client.file_info(attr.inode)).encode()
         raise GfsError(Code.NO_ATTRIBUTE)
 
-    async def set(self, inode: int, name: bytes, value: bytes, pid: int) -> None:
+    async def set(self, inode: int, name: bytes, value: bytes, caller: Caller) -> None:
         """Raises GfsError: INVALID for a value of a wrong form, NOT_PERMITTED for one that is only read."""
         if name == b"gfs.append":
-            await self._append(inode, value, pid)
+            await self._append(inode, value, caller.pid)
         elif name == b"gfs.snapshot":
-            await self._snapshot(inode, value)
+            await self._snapshot(inode, value, caller)
         elif name in POLICIES:
             await self._client.set_policy(self._real(inode), {POLICIES[name]: _text(name, value)})
         elif name in (b"gfs.append.offset", b"gfs.fileinfo", b"gfs.mount_info"):
@@ -79,16 +81,28 @@ class SpecialAttributes:
         context.notifier.attributes_changed(inode)
         await context.notifier.drop_pages(inode)
 
-    async def _snapshot(self, inode: int, path: bytes) -> None:
+    async def _snapshot(self, inode: int, path: bytes, caller: Caller) -> None:
         """Instant copy of a file or a tree to an absolute path inside the file system [00113]."""
         parent, slash, name = path.rstrip(b"/").rpartition(b"/")
         if not slash or not path.startswith(b"/") or name in (b"", b".", b"..") or b"\0" in path:
             raise GfsError(Code.INVALID, "gfs.snapshot wants the absolute path of the copy inside the file system")
-        directory = await self._client.resolve(parent or b"/")
-        if directory.type != FileType.DIRECTORY:
-            raise GfsError(Code.NOT_DIRECTORY, f"{parent.decode('utf-8', 'replace')} is not a directory")
+        directory = await self._directory_to_add_to(parent, caller)
         await self._client.snapshot(self._real(inode), directory.inode, name)
         self._context.notifier.attributes_changed(self._context.inodes.to_kernel(directory.inode))
+
+    async def _directory_to_add_to(self, path: bytes, caller: Caller) -> Attr:
+        """The directory at `path`. The kernel has not seen this path: what it checks elsewhere is checked here."""
+        uid, groups = caller.uid, groups_of(caller)
+        directory = await self._client.resolve(b"/")
+        for name in filter(None, path.split(b"/")):
+            if not may_pass(directory, uid, groups):
+                raise GfsError(Code.ACCESS_DENIED)
+            directory = await self._client.lookup(directory.inode, name, any_length=True)
+            if directory.type != FileType.DIRECTORY:
+                raise GfsError(Code.NOT_DIRECTORY, f"{path.decode('utf-8', 'replace')} is not a directory")
+        if not may_add_to(directory, uid, groups):
+            raise GfsError(Code.ACCESS_DENIED)
+        return directory
 
     def _real(self, inode: int) -> int:
         return self._context.inodes.to_real(inode)

@@ -89,6 +89,19 @@ def test_listing_and_attributes(base: Path) -> None:
     assert run(GFS, "ls", cwd=base).stdout == run(GFS, "ls", base).stdout
 
 
+def test_names_that_are_no_text(base: Path) -> None:
+    odd = os.fsencode(base) + b"/odd\xff"
+    os.mkdir(odd)
+    with open(odd + b"/f\xfe", "wb") as file:
+        file.write(b"data")
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}  # as in most locales
+    for command in (["ls", "-lR"], ["tree"], ["tree", "--json"], ["du"], ["du", "--json"], ["stat"], ["fsck"]):
+        assert run(GFS, *command, os.fsdecode(odd), check=False, env=strict).stderr == ""
+    for command in (["ls"], ["tree"], ["du"], ["stat"], ["fileinfo"], ["fileinfo", "--json"]):
+        done = run(GFS, *command, os.fsdecode(odd + b"/f\xfe"), env=strict)
+        assert "xfe" in done.stdout and done.stderr == ""
+
+
 def test_making_moving_removing(base: Path) -> None:
     run(GFS, "mkdir", base / "a")
     failing("mkdir", base / "a")

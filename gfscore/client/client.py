@@ -131,7 +131,7 @@ class Client(NamespaceOperations):
     ) -> tuple[Attr, OpenFile]:
         """Create and open for reading and writing; one call brings file, first chunk and lease.
 
-        Without `exclusive` a file that is there already is opened.
+        Without `exclusive` a file that is there already is opened, and the handle says so (`found`).
         """
         asked = self._cache.moment
         reply, attr = await self._create(
@@ -150,7 +150,9 @@ class Client(NamespaceOperations):
             state.writes_since = reply.writer_since
             state.unused_chunk = grant.body.handle
             return attr, file
-        return attr, self._handle(attr, write=True)
+        file = self._handle(attr, write=True)
+        file.found = reply.existed
+        return attr, file
 
     def is_open(self, inode: int) -> bool:
         """Whether somebody has a handle here."""

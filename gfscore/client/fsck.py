@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -70,11 +71,12 @@ async def _check_all(client: Client, verifier: Verifier, tops: list[str]) -> Non
 
 
 async def _below(client: Client, top: str) -> AsyncIterator[tuple[str, Attr]]:
-    """Path and attributes of `top` and of all below it."""
-    base = top.rstrip("/")
+    """Path and attributes of `top` and of all below it; bytes of a path that are no UTF-8 are escaped."""
+    base = os.fsencode(top)
     try:
         async for name, attr in Paths(client).walk(top):
-            yield f"{base}/{name.decode('utf-8', 'backslashreplace')}" if name else top, attr
+            path = base.rstrip(b"/") + b"/" + name if name else base
+            yield path.decode("utf-8", "backslashreplace"), attr
     except GfsError as error:
         if top != _TRASH or error.code is not Code.NOT_FOUND:  # nothing was ever deleted
             raise

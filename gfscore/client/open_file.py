@@ -25,6 +25,7 @@ class OpenFile:
     ) -> None:
         self.inode = state.inode
         self.keep_cache = keep_cache  # what the kernel has cached of the file is still right
+        self.found = False  # by a call that would have created the file
         self._state = state
         self._files = files
         self._read = read
@@ -38,7 +39,10 @@ class OpenFile:
         return await self._read(self.inode, offset, size)  # type: ignore[misc,no-any-return]
 
     async def write(self, offset: int, data: bytes | memoryview) -> int:
-        """Visible to every reader of this client at once; on the replicas after `flush`, on disks after `fsync`."""
+        """Visible to every reader of this client at once; on the replicas after `flush`, on disks after `fsync`.
+
+        Raises FILE_TOO_LARGE behind the last chunk that a file can have.
+        """
         self._check_writable()
         if offset + len(data) > self._files.bytes_max:
             raise GfsError(Code.FILE_TOO_LARGE, f"a file has at most {self._files.bytes_max} bytes")

@@ -70,17 +70,19 @@ class MasterSession:
         Raises GfsError: the master's answer, or TIMED_OUT with the last reason.
         """
         self.calls[method] += 1
+        seconds = seconds or self._options.timeout_seconds
+        started = trio.current_time()
         channel = self._channel
         unsure = False
         if channel is not None and not channel.closed:
             try:
-                reply, _ = await channel.call(method, request, timeout=self._options.attempt_seconds)
+                reply, _ = await channel.call(method, request, timeout=min(self._options.attempt_seconds, seconds))
                 return reply
             except GfsError as error:
                 if error.code not in _TRY_AGAIN:
                     raise
                 unsure = error.code is Code.UNREACHABLE
-        return await self._call_again(method, request, seconds or self._options.timeout_seconds, unsure)
+        return await self._call_again(method, request, seconds, started, unsure)
 
     async def change(self, method: str, request: Any) -> Any:
         """A call that changes something: done once, however often it must be sent.
@@ -110,11 +112,11 @@ class MasterSession:
                 with trio.CancelScope(shield=True):
                     await self._channel.aclose()
 
-    async def _call_again(self, method: str, request: Any, seconds: float, unsure: bool) -> Any:
-        """`unsure`: it was sent before and not answered."""
+    async def _call_again(self, method: str, request: Any, seconds: float, started: float, unsure: bool) -> Any:
+        """Until `seconds` after `started`. `unsure`: it was sent before and not answered."""
         attempt = 0
         reason = GfsError(Code.UNREACHABLE, f"no answer from the master at {self.address}")
-        with trio.move_on_after(seconds):
+        with trio.CancelScope(deadline=started + seconds):
             while True:
                 channel = None
                 try:

@@ -42,7 +42,7 @@ def command(path: str | None, summarize: bool, as_json: bool, master: str | None
                 if not relative:
                     sizes[b""] += attr.size
         rows = [{"path": shown(name), "bytes": size} for name, size in sorted(sizes.items())]
-        return {"path": where.typed, "bytes": sizes[b""], **counts, "below": rows[1:]}
+        return {"path": shown(where.typed), "bytes": sizes[b""], **counts, "below": rows[1:]}
 
     found = on_cluster(where.address, work)
     if as_json:
@@ -51,5 +51,5 @@ def command(path: str | None, summarize: bool, as_json: bool, master: str | None
         print_json(found)
         return
     for row in [] if summarize else found["below"]:
-        click.echo(f"{human_size(row['bytes']):>12}  {where.typed.rstrip('/')}/{row['path']}")
-    click.echo(f"{human_size(found['bytes']):>12}  {where.typed}")
+        click.echo(f"{human_size(row['bytes']):>12}  {found['path'].rstrip('/')}/{row['path']}")
+    click.echo(f"{human_size(found['bytes']):>12}  {found['path']}")

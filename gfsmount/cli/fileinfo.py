@@ -18,7 +18,7 @@ def command(path: str, as_json: bool, master: str | None) -> None:
     from gfscore.client import FileType
     from gfscore.errors import Code, GfsError
     from gfsmount.cli.cluster_client import Session, on_cluster
-    from gfsmount.cli.output import human_size, print_json, print_table
+    from gfsmount.cli.output import human_size, print_json, print_table, shown
     from gfsmount.cli.targets import target
 
     where = target(path, master)
@@ -27,7 +27,7 @@ def command(path: str, as_json: bool, master: str | None) -> None:
         attr = await session.find(where)
         if attr.type != FileType.FILE:
             raise GfsError(Code.INVALID, f"{where.typed} is not a file: only files have chunks")
-        return {**await session.client.file_info(attr.inode), "path": where.path}
+        return {**await session.client.file_info(attr.inode), "path": shown(where.path)}
 
     info = on_cluster(where.address, work)
     if as_json:

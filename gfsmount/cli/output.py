@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,9 +42,9 @@ def human_size(size: int) -> str:
     return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
-def shown(name: bytes) -> str:
-    """A name as text for people and JSON; bytes that are no UTF-8 become escapes."""
-    return name.decode("utf-8", "backslashreplace")
+def shown(name: bytes | str) -> str:
+    """A name, or a path as it was typed, as text for people and JSON; bytes that are no UTF-8 become escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 class Meter:

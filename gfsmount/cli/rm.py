@@ -18,7 +18,11 @@ def command(paths: tuple[str, ...], recursive: bool, force: bool, master: str | 
     from gfscore.errors import Code, GfsError
     from gfsmount.cli.cluster_client import Session, about, on_cluster
     from gfsmount.cli.targets import targets
+    from gfsmount.cli.usage import UsageProblem
 
+    for path in paths:
+        if path.rstrip("/").rpartition("/")[2] in (".", ".."):
+            raise UsageProblem(f"{path} is another name of a directory: remove it by its own")
     unwanted = targets(paths, master)
 
     async def work(session: Session) -> None:

@@ -26,7 +26,9 @@ Serve = Callable[..., Awaitable[Any]]
 
 
 def configure_logging(level: str) -> None:
-    """Log lines `time level=… logger=… event=…` on stderr."""
+    """Log lines `time level=… logger=… event=…` on stderr. Raises UsageProblem for a level that there is not."""
+    if level.upper() not in logging.getLevelNamesMapping():
+        raise UsageProblem(f"no log level {level!r}: there are DEBUG, INFO, WARNING and ERROR")
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(
         stream=sys.stderr,

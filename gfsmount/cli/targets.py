@@ -38,12 +38,12 @@ class Target:
 
 def target(typed: str, master: str | None) -> Target:
     """Raises UsageProblem for a path that is on no mount of ours."""
+    if not typed:
+        raise UsageProblem("a path is empty: give one below a mount, or gfs://HOST:PORT/path")
     if typed.startswith(SCHEME):
         address, slash, path = typed.removeprefix(SCHEME).partition("/")
         return Target(_checked(address) if address else default_address(master), slash + path or "/", typed)
-    absolute = os.path.abspath(typed)
-    # Links on the way are the local system's; the last part may be a link inside the file system, which is ours.
-    absolute = os.path.join(os.path.realpath(os.path.dirname(absolute)), os.path.basename(absolute)).rstrip("/") or "/"
+    absolute = _absolute(typed)
     entry = mount_of(absolute)
     if entry is not None:
         address, sub = parse_source(entry.source)
@@ -52,6 +52,14 @@ def target(typed: str, master: str | None) -> Target:
     if master and typed.startswith("/"):
         return Target(_checked(master), typed, typed)
     raise UsageProblem(f"{typed} is not on a gfs mount: give a path below one, or gfs://HOST:PORT/path")
+
+
+def _absolute(path: str) -> str:
+    """Links on the way are the local system's; the last part may be a link inside the file system, which is ours."""
+    directory, name = os.path.split(path.rstrip("/"))
+    if name in ("", ".", ".."):
+        return os.path.realpath(path)
+    return os.path.join(os.path.realpath(directory), name)
 
 
 def targets(typed: Sequence[str], master: str | None) -> list[Target]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -27,7 +28,7 @@ def command(path: str | None, as_json: bool, master: str | None) -> None:
         nodes: dict[bytes, dict[str, Any]] = {}
         async for relative, attr in session.paths.walk(where.path):
             parent, _, name = relative.rpartition(b"/")
-            node = attributes(name, attr) if relative else attributes(where.typed.encode(), attr)
+            node = attributes(name, attr) if relative else attributes(os.fsencode(where.typed), attr)
             if attr.type == FileType.DIRECTORY:
                 node["entries"] = []
             if relative:

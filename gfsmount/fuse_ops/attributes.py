@@ -10,6 +10,8 @@ from gfscore.client import AttrChanges
 from gfsmount.context import HandlerContext
 from gfsmount.privileges import mode_after_change
 
+_TIME_MIN, _TIME_MAX = -(1 << 63), (1 << 63) - 1  # nanoseconds since 1970: from 1677 to 2262
+
 
 class AttributeHandlers(HandlerContext):
     async def setattr(
@@ -30,9 +32,9 @@ class AttributeHandlers(HandlerContext):
         if fields.update_gid:
             changes.gid = attr.st_gid
         if fields.update_atime:
-            changes.atime_ns = attr.st_atime_ns
+            changes.atime_ns = _nearest_time(attr.st_atime_ns)
         if fields.update_mtime:
-            changes.mtime_ns = attr.st_mtime_ns
+            changes.mtime_ns = _nearest_time(attr.st_mtime_ns)
         if fields.update_size:
             changes.size = attr.st_size
             if ctx.uid and changes.mode is None:
@@ -42,3 +44,8 @@ class AttributeHandlers(HandlerContext):
                 handle.strip_privileges |= handle.inode == inode and handle.writable and not handle.by_root
         generation = self.notifier.generation
         return self.attributes(await self.client.setattr(real, changes), generation)
+
+
+def _nearest_time(nanoseconds: int) -> int:
+    """The time that can be kept: like the kernel's own file systems, this one takes any and keeps what is nearest."""
+    return min(max(nanoseconds, _TIME_MIN), _TIME_MAX)

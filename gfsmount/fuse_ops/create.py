@@ -7,7 +7,7 @@ import stat
 
 import pyfuse3
 
-from gfscore.client import AttrChanges, FileType
+from gfscore.client import FileType
 from gfscore.errors import Code, GfsError
 from gfsmount.callers import thread_group
 from gfsmount.context import HandlerContext
@@ -37,11 +37,14 @@ class CreateHandlers(HandlerContext):
                 ctx.gid,
                 exclusive=bool(flags & os.O_EXCL),
             )
-            writable = flags & os.O_ACCMODE != os.O_RDONLY
-            append = writable and bool(flags & os.O_APPEND)
-            if flags & os.O_TRUNC and attr.size:  # somebody else made the name between look-up and create
-                attr = await self.client.setattr(attr.inode, AttrChanges(size=0))
+            if file.found:
+                # Somebody else made it between look-up and create. What this caller may do with it the kernel knows:
+                # told so, it looks the name up again, and opens.
+                await file.close()
+                raise GfsError(Code.STALE_INODE, "another client made the file meanwhile")
             entry = self.entry(parent, name, attr, generation)
+        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        append = writable and bool(flags & os.O_APPEND)
         direct = append or flags & os.O_ACCMODE == os.O_WRONLY
         handle = FileHandle(file, entry.st_ino, writable=writable, append=append, direct=direct, by_root=ctx.uid == 0)
         if append:

@@ -32,7 +32,7 @@ class XattrHandlers(HandlerContext):
             await self.client.setxattr(self.root if inode == 1 else inode, name, value)
         elif name.startswith(b"gfs."):
             self.changes += 1
-            await self.special.set(inode, name, value, ctx.pid)
+            await self.special.set(inode, name, value, ctx)
         else:
             raise GfsError(Code.NOT_SUPPORTED)
 

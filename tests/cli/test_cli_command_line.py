@@ -43,6 +43,7 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
         (["trash", "restore", "gfs://a:1/x", "--to", "gfs://b:2/y"], "different clusters"),
         (["status", "--master", "nonsense"], "nonsense"),
         (["mount", "nonsense", "/mnt"], "nonsense"),
+        (["mount", "a:1", "/mnt", "--log-level", "loud"], "no log level 'loud'"),
         (["set", "gfs://a:1/x", "replication"], "NAME=VALUE"),
     ],
 )
@@ -185,7 +186,40 @@ def test_where_a_path_leads(typed: str, master: str | None, address: str, path: 
     assert (found.address, found.path) == (address, path)
 
 
-@pytest.mark.parametrize("typed", ["/mnt/gfs/local/x", "/mnt/gfsx", "x", "gfs://h/x", "gfs://:1/x", "gfs://h:99999/x"])
+@pytest.mark.usefixtures("mounted")
+def test_what_is_above_a_link_is_what_the_kernel_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("a/b")
+    table = [kernel.Mounted(str(tmp_path), 0, 53, "fuse.gfs", "h:1")]
+    monkeypatch.setattr(kernel, "mounts", lambda: table)
+    monkeypatch.chdir(tmp_path)
+    for typed, path in [
+        ("link/..", "/a"),
+        ("link/../x", "/a/x"),
+        ("link/.", "/a/b"),
+        ("link", "/link"),
+        ("link/", "/link"),
+        ("a/..", "/"),
+        (".", "/"),
+    ]:
+        assert targets.target(typed, None).path == path, typed
+
+
+@pytest.mark.parametrize("typed", ["", ".", "..", "./", "/mnt/gfs/a/.", "/mnt/gfs/a/..", "gfs://h:1/a/../"])
+@pytest.mark.usefixtures("mounted")
+def test_rm_wants_the_name_of_what_it_removes(
+    typed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else `gfs rm -r "$UNSET"` would empty the directory that one is in."""
+    monkeypatch.setattr(kernel, "mounts", lambda: [kernel.Mounted("/", 0, 53, "fuse.gfs", "127.0.0.1:1")])
+    monkeypatch.chdir(tmp_path)
+    assert main.run(["rm", "-rf", typed]) == 2
+    assert "127.0.0.1:1" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "typed", ["", "/mnt/gfs/local/x", "/mnt/gfsx", "x", "gfs://h/x", "gfs://:1/x", "gfs://h:99999/x"]
+)
 @pytest.mark.usefixtures("mounted")
 def test_a_path_that_leads_nowhere_is_wrong_usage(typed: str) -> None:
     with pytest.raises(UsageProblem):

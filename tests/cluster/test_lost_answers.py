@@ -143,7 +143,8 @@ async def test_a_change_that_was_asked_for_while_the_session_ended_is_made_in_th
 async def test_a_change_whose_answer_was_lost_with_the_session_is_not_made_again(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+    running = memory_cluster()
+    async with running as cluster, cluster.client("one", timeout_seconds=200) as one, cluster.client("two") as two:
 
         async def lose_the_session() -> None:
             cluster.network.disconnect("one", "master")

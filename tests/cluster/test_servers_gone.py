@@ -8,6 +8,7 @@ import trio.testing
 from memory_cluster import memory_cluster
 
 from gfscore.client.paths import Paths
+from gfscore.errors import Code, GfsError
 from gfsmount.cli import cluster_client
 from gfsmount.cli.status import command as status_command
 
@@ -32,6 +33,23 @@ async def test_a_server_that_the_master_never_heard_of_since_its_start_is_down(
         await cluster.start("cs4")
         await trio.sleep(20)
         assert [row["state"] for row in (await client.status())["chunkservers"]] == ["up"] * 4
+
+
+@pytest.mark.parametrize("timeout", [5, 25])
+async def test_a_call_to_a_silent_master_ends_with_the_timeout(
+    autojump_clock: trio.testing.MockClock, timeout: float
+) -> None:
+    async with memory_cluster() as cluster, cluster.client(timeout_seconds=timeout) as client:
+        cluster.disks["master"].hang()
+        try:
+            started = trio.current_time()
+            with pytest.raises(GfsError) as given_up:
+                await Paths(client).mkdir("/directory")
+            assert given_up.value.code is Code.TIMED_OUT
+            assert trio.current_time() - started == pytest.approx(timeout, abs=1)
+        finally:
+            cluster.disks["master"].resume()
+        await Paths(client).stat("/directory")
 
 
 async def test_what_only_a_forgotten_server_had_is_lost(autojump_clock: trio.testing.MockClock) -> None:

@@ -16,6 +16,7 @@ class FakeFile:
     def __init__(self, client: FakeClient, inode: int) -> None:
         self.inode = inode
         self.keep_cache = False
+        self.found = False
         self.client = client
 
     async def read(self, offset: int, size: int) -> bytes:
@@ -184,12 +185,15 @@ class FakeClient:
         self, parent: int, name: bytes, mode: int, uid: int, gid: int, *, exclusive: bool = True
     ) -> tuple[Attr, FakeFile]:
         await self._enter("create_file")
-        if not exclusive and name in self._children(parent):
+        found = not exclusive and name in self._children(parent)
+        if found:
             attr = self.attrs[self._find(parent, name)]
         else:
             attr = self._make(parent, name, FileType.FILE, mode, uid, gid)
         self._open[attr.inode] += 1
-        return attr.copy(), FakeFile(self, attr.inode)
+        file = FakeFile(self, attr.inode)
+        file.found = found
+        return attr.copy(), file
 
     async def open(self, inode: int, *, write: bool = False, append: bool = False, truncate: bool = False) -> FakeFile:
         await self._enter("open")

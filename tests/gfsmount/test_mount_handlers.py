@@ -203,6 +203,18 @@ async def test_a_blocked_notification_does_not_hold_up_the_master(
             await trio.sleep(0.005)
 
 
+@pytest.mark.parametrize(("flags", "number"), [(0, errno.ESTALE), (os.O_EXCL, errno.EEXIST)])
+async def test_a_file_that_another_client_made_first_is_not_opened_unasked(
+    flags: int, number: int, operations: Operations, client: FakeClient, ctx: Any
+) -> None:
+    """The kernel, which believed that there is none, has not checked whether this caller may open it."""
+    attr, file = await client.create_file(1, b"secret", 0o600, 0, 0)
+    await file.close()
+    creating = operations.create(1, b"secret", 0o644, os.O_RDWR | os.O_CREAT | os.O_TRUNC | flags, Caller(uid=1000))  # type: ignore[arg-type]
+    assert await failing(creating) == number
+    assert not client.is_open(attr.inode) and not operations.inodes.is_known(attr.inode)
+
+
 async def test_append_handles_ignore_the_offset_and_remember_it_for_their_process(
     operations: Operations, client: FakeClient, ctx: Any
 ) -> None:
@@ -276,6 +288,30 @@ async def test_set_user_id_never_outlives_a_change_by_another_than_root(
         assert client.attrs[entry.st_ino].mode == 0o4755
         await operations.write(info.fh, 0, b"other bytes")
     assert client.attrs[entry.st_ino].mode == 0o755
+
+
+@pytest.mark.parametrize(
+    ("mode", "gid", "allowed"),
+    [(0o700, 4321, False), (0o775, 4321, False), (0o757, 4321, True), (0o775, 1000, True), (0o767, 1000, False)],
+)
+async def test_a_snapshot_is_made_only_where_its_caller_may_make_a_file(
+    mode: int, gid: int, allowed: bool, operations: Operations, client: FakeClient, ctx: Any,
+    notified: list[tuple[object, ...]],
+) -> None:  # fmt: skip
+    user: Any = Caller(uid=1000)
+    _, entry = await operations.create(1, b"mine", 0o644, os.O_WRONLY, user)
+    there = await operations.mkdir(1, b"there", 0o755, ctx)
+    await operations.mkdir(there.st_ino, b"below", 0o777, ctx)
+    await client.setattr(there.st_ino, AttrChanges(mode=mode, gid=gid))
+    snapshot = operations.setxattr(entry.st_ino, b"gfs.snapshot", b"/there/copy", user)
+    if allowed:
+        await snapshot
+    else:
+        assert await failing(snapshot) == errno.EACCES
+    assert (b"copy" in client.names[there.st_ino]) == allowed
+    await client.setattr(there.st_ino, AttrChanges(mode=0o700, gid=4321))
+    assert await failing(operations.setxattr(entry.st_ino, b"gfs.snapshot", b"/there/below/copy", user)) == errno.EACCES
+    await operations.setxattr(entry.st_ino, b"gfs.snapshot", b"/there/below/copy", ctx)  # root may
 
 
 async def test_kernel_probes_are_answered_without_a_call(operations: Operations, client: FakeClient, ctx: Any) -> None:

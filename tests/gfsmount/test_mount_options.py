@@ -51,6 +51,12 @@ def test_options() -> None:
     assert parse_options([""]) == parse_options([]) == MountOptions()
 
 
+def test_a_directory_of_any_name_can_be_mounted() -> None:
+    """libfuse takes a comma for the end of an option, and a backslash with octal digits for a byte."""
+    words = fuse_options(MountConfig("h:1", "/mnt", "/a,b\\c/\u00fc\udcff"))
+    assert r"fsname=h:1/a\054b\134c/\303\274\377" in words
+
+
 @pytest.mark.parametrize(
     "option",
     [

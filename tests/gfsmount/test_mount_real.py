@@ -237,6 +237,8 @@ def test_sizes_times_and_modes(mnt: Path) -> None:
     assert os.stat(path).st_size == 5
     os.utime(path, ns=(1_000_000_001, -1_500_000_000))
     assert (os.stat(path).st_atime_ns, os.stat(path).st_mtime_ns) == (1_000_000_001, -1_500_000_000)
+    os.utime(path, ns=(10**20, -(10**20)))  # as far as 64 bits of nanoseconds go
+    assert (os.stat(path).st_atime_ns, os.stat(path).st_mtime_ns) == ((1 << 63) - 1, -(1 << 63))
     os.chmod(path, 0o4755)
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o4755
     with open(path, "w"):
