@@ -7,7 +7,7 @@ only if it is the same each time. Nothing is deleted here, and nothing is writte
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import trio
@@ -114,7 +114,21 @@ class Verifier:
                 break
             await self._env.clock.sleep(pause)
             await self._each(again, self._look_again)
+        await self._name_who_may_have_it()
         self._suspects = [chunk for chunk in self._suspects if chunk.problems]
+
+    async def _name_who_may_have_it(self) -> None:
+        """What a server may have that a restarted master has not heard of is out of reach, and not lost."""
+        if not any(problem.kind == "lost" for problem in self.problems):
+            return
+        unheard = ", ".join((await self._session.call("Status", pb.Empty())).unheard)
+        if unheard:
+            text = f"no undamaged replica is known; not heard of since the master's start: {unheard}"
+            for chunk in self._suspects:
+                chunk.problems = [
+                    replace(problem, kind="unreachable", message=text) if problem.kind == "lost" else problem
+                    for problem in chunk.problems
+                ]
 
     async def recheck(self) -> None:
         """Look at all problems anew: what is repaired by now is none any more."""

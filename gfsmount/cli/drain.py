@@ -20,7 +20,8 @@ _POLL_SECONDS = 0.5
 def command(server: str, cancel: bool, wait: bool, as_json: bool, master: str | None) -> None:
     """Empty SERVER (an id, or HOST:PORT, of gfs status): no new chunks, and its replicas are copied elsewhere.
 
-    Survives restarts, until --cancel. gfs status says `drained` when it may be switched off.
+    Survives restarts, until --cancel. gfs status says `drained` when it may be switched off; if that is for good, tell
+    the master by gfs forget-server, or it waits for it after each of its starts before it deletes anything.
     """
     import trio
 
@@ -61,7 +62,7 @@ def command(server: str, cancel: bool, wait: bool, as_json: bool, master: str | 
     if as_json:
         print_json(found)
     elif found["state"] == "drained":
-        click.echo(f"{found['id']} is drained: it may be switched off")
+        click.echo(f"{found['id']} is drained: it may be switched off (for good: then gfs forget-server {found['id']})")
     elif cancel:
         click.echo(f"{found['id']} is {found['state']}")
     else:

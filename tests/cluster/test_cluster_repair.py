@@ -245,6 +245,17 @@ async def test_what_is_written_when_the_servers_of_its_grant_are_drained_goes_el
             assert await Paths(reader).read("/log") == b"acknowledged"
 
 
+async def test_the_room_of_a_server_that_is_drained_is_not_free(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_cluster(chunkservers=4) as cluster, cluster.client() as client:
+        for disk in cluster.disks.values():
+            disk.capacity = 30 * CHUNK_BYTES
+        await trio.sleep(3)
+        before = await client.statfs()
+        await client.operator.drain((await client.status())["chunkservers"][0]["id"])
+        after = await client.statfs()
+        assert after.free_bytes < 0.8 * before.free_bytes and after.total_bytes == before.total_bytes
+
+
 async def test_a_drain_that_was_refused_is_not_in_force_and_can_be_asked_for_again(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

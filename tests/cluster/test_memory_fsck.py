@@ -101,6 +101,28 @@ async def test_a_file_of_any_size_is_verified_and_told_of(
         assert [chunk["index"] for chunk in told["chunks"]] == [0, 1, 2, 3, 4] and told["length"] == 5 * CHUNK_BYTES
 
 
+async def test_what_a_server_has_that_was_not_heard_of_is_not_called_lost(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_cluster(replication=1, server_options=QUIET) as cluster:
+        async with cluster.client() as client:
+            paths = Paths(client, 1, 1)
+            await paths.write("/f", b"data")
+            await released(client)
+            chunk = (await client.file_info((await paths.stat("/f")).inode))["chunks"][0]
+            host = chunk["replicas"][0]["address"].split(":")[0]
+        await cluster.kill(host)
+        await cluster.restart("master")
+        async with cluster.client("again") as client:
+            await trio.sleep(40)
+            assert (await client.status())["chunks"]["lost"] == 0
+            (problem,) = (await fsck(client)).problems
+            assert problem.kind == "unreachable" and chunk["replicas"][0]["chunkserver"] in problem.message
+            await client.operator.forget_server(chunk["replicas"][0]["chunkserver"])
+            assert (await client.status())["chunks"]["lost"] == 1
+            assert [problem.kind for problem in (await fsck(client)).problems] == ["lost"]
+
+
 async def test_every_kind_of_problem_is_named_by_its_path(autojump_clock: trio.testing.MockClock) -> None:
     rng = random.Random(1)
     async with memory_cluster(server_options=QUIET, clones_max=0) as cluster, cluster.client() as client:

@@ -63,13 +63,15 @@ class Admin:
     # ------------------------------------------------------------ Statfs
 
     def statfs(self, request: pb.Empty, context: CallContext) -> pb.StatfsReply:
-        """Handler of `Statfs`: space for data, so what the disks have divided by the usual number of replicas."""
+        """Handler of `Statfs`: space for data, so what the disks have divided by the usual number of replicas. What is
+        free on a server that is to be emptied is for nobody."""
         tables = self._state.tables
         live = [server for server in self._servers.by_id.values() if not server.gone]
+        taking = [server for server in live if server.id not in self._servers.draining]
         copies = max(1, min(self._defaults.replication, len(live)))
         return pb.StatfsReply(
             total_bytes=sum(server.total_bytes for server in live) // copies,
-            free_bytes=sum(max(0, s.free_bytes - reserve_of(s.total_bytes)) for s in live) // copies,
+            free_bytes=sum(max(0, s.free_bytes - reserve_of(s.total_bytes)) for s in taking) // copies,
             files=counter(tables, FILES) - trash_counts(tables)[0],
             directories=counter(tables, DIRECTORIES),
         )
