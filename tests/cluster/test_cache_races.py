@@ -97,7 +97,7 @@ async def test_a_name_made_anew_before_its_remover_had_the_answer_is_there(
 async def test_an_open_file_survives_a_master_that_dies_with_the_answer_to_its_removal(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with memory_cluster() as cluster, cluster.client("one") as one:
+    async with memory_cluster() as cluster, cluster.client("one", timeout_seconds=200) as one:
         _, file = await one.create_file(ROOT_INODE, b"file", 0o644, 1, 1)
         await file.write(0, b"kept")
         await file.flush()
