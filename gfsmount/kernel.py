@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 _BDI = Path("/sys/class/bdi")
 _NOTIFY_INC_EPOCH = 8  # FUSE_NOTIFY_INC_EPOCH, kernel 6.16: every cached name is looked up anew
+_LINKS_MAX = 40  # as the kernel follows
 _MNT_FORCE, _MNT_DETACH = 1, 2
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
@@ -44,13 +45,23 @@ def mounts() -> list[Mounted]:
     return found
 
 
+def topmost(mountpoint: str) -> Mounted | None:
+    """What is mounted exactly there, or where it leads as a symbolic link; of several the one that programs see."""
+    found = {mount.mountpoint: mount for mount in mounts()}
+    path = os.path.abspath(mountpoint)
+    for _ in range(_LINKS_MAX):
+        path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+        # No look at what is mounted there, which is no link: it may be dead, or the caller's own.
+        if path in found or not os.path.islink(path):
+            break
+        path = os.path.abspath(os.path.join(os.path.dirname(path), os.readlink(path)))
+    return found.get(path)
+
+
 def find_mount(mountpoint: str) -> Mounted | None:
     """The topmost FUSE mount at `mountpoint`, or None."""
-    wanted = os.path.abspath(mountpoint)
-    for mount in reversed(mounts()):
-        if mount.mountpoint == wanted:
-            return mount if mount.kind.startswith("fuse") else None
-    return None
+    mount = topmost(mountpoint)
+    return mount if mount is not None and mount.kind.startswith("fuse") else None
 
 
 def tune(mounted: Mounted, *, read_ahead_kib: int, max_background: int) -> None:
@@ -76,7 +87,8 @@ def tune(mounted: Mounted, *, read_ahead_kib: int, max_background: int) -> None:
 def unmount(mountpoint: str, *, lazy: bool = False, timeout_seconds: float = 10.0) -> bool:
     """Unmount; True when it is gone. A busy mount is left unless `lazy`, which hides it at once."""
     program = shutil.which("fusermount3") or "/usr/bin/fusermount3"
-    command = [program, "-u", *(["-z"] if lazy else []), mountpoint]
+    mounted = topmost(mountpoint)
+    command = [program, "-u", *(["-z"] if lazy else []), mounted.mountpoint if mounted else mountpoint]
     try:
         done = subprocess.run(command, capture_output=True, timeout=timeout_seconds, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -18,7 +18,7 @@ _ANSWER_SECONDS = 10.0
 
 def mounted_at(mountpoint: str) -> kernel.Mounted | None:
     """What is mounted exactly there (the topmost), of any type."""
-    return next((entry for entry in reversed(kernel.mounts()) if entry.mountpoint == mountpoint), None)
+    return kernel.topmost(mountpoint)
 
 
 def mount_of(path: str) -> kernel.Mounted | None:

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from gfsmount import kernel
+from gfsmount.localcluster import mounts
 
 pytestmark = pytest.mark.skipif(
     not os.access("/dev/fuse", os.R_OK | os.W_OK) or not shutil.which("fusermount3"), reason="no FUSE here"
@@ -27,14 +28,15 @@ pytestmark = pytest.mark.skipif(
 
 
 class MountProcess:
-    def __init__(self, tmp_path: Path, options: str = "") -> None:
+    def __init__(self, tmp_path: Path, options: str = "", link: Path | None = None) -> None:
+        """`link`: a symbolic link to the mountpoint, named in its place."""
         self.path = tmp_path / "mnt"
         self.path.mkdir()
         ready = tmp_path / "ready"
         self.log = tmp_path / "log"
         script = Path(__file__).with_name("serve_fake.py")
         self.process = subprocess.Popen(
-            [sys.executable, str(script), str(self.path), str(ready), options],
+            [sys.executable, str(script), str(link or self.path), str(ready), options],
             stderr=self.log.open("wb"),
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
@@ -59,8 +61,8 @@ class MountProcess:
 
 
 @contextlib.contextmanager
-def mount_process(tmp_path: Path, options: str = "") -> Iterator[MountProcess]:
-    mount = MountProcess(tmp_path, options)
+def mount_process(tmp_path: Path, options: str = "", link: Path | None = None) -> Iterator[MountProcess]:
+    mount = MountProcess(tmp_path, options, link)
     try:
         yield mount
     finally:
@@ -299,6 +301,18 @@ def test_sigterm_unmounts_and_exits_well(tmp_path: Path, busy: bool) -> None:
                     os.close(holder)
         assert kernel.find_mount(str(mount.path)) is None
         assert "Traceback" not in mount.log.read_text()
+
+
+def test_a_mount_through_a_link_is_a_mount_like_others(tmp_path: Path) -> None:
+    directory, link = tmp_path / "mnt", tmp_path / "link"
+    link.symlink_to("mnt")
+    with mount_process(tmp_path, link=link) as mount:
+        expected = kernel.find_mount(str(directory))
+        assert expected is not None
+        assert mounts.mounted_at(str(link)) == kernel.find_mount(str(link)) == expected
+        mount.process.send_signal(signal.SIGTERM)
+        assert mount.wait() == 0
+        assert "unmount_busy" not in mount.log.read_text()
 
 
 def test_unmount_from_outside_ends_the_process(tmp_path: Path) -> None:
