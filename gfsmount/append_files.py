@@ -5,6 +5,7 @@ record would end its lease each time. Kept for a moment after the last record, a
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import trio
@@ -22,30 +23,41 @@ FILES_MAX = 256
 
 
 class _Kept:
-    __slots__ = ("file", "last_used", "users")
+    __slots__ = ("file", "last_used", "strip_privileges", "users")
 
     def __init__(self, file: OpenFile) -> None:
         self.file = file
         self.users = 0
         self.last_used = 0.0
+        self.strip_privileges = True  # look for them before somebody other than root appends
 
 
 class AppendFiles:
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, strip_privileges: Callable[[int], Awaitable[None]]) -> None:
         self._client = client
+        self._strip_privileges = strip_privileges
         self._kept: dict[int, _Kept] = {}
 
-    async def append(self, inode: int, record: bytes) -> int:
+    async def append(self, inode: int, record: bytes, *, by_root: bool) -> int:
         """The offset of `record` in the file [00104]. Raises GfsError as `OpenFile.append` does."""
         kept = self._kept.get(inode)
         if kept is None:
             kept = await self._open(inode)
         kept.users += 1
         try:
+            if kept.strip_privileges and not by_root:
+                await self._strip_privileges(inode)
+                kept.strip_privileges = False
             return await kept.file.append(record)
         finally:
             kept.users -= 1
             kept.last_used = trio.current_time()
+
+    def mode_changed(self, inode: int) -> None:
+        """There may be privileges again to be taken away."""
+        kept = self._kept.get(inode)
+        if kept is not None:
+            kept.strip_privileges = True
 
     async def _open(self, inode: int) -> _Kept:
         if len(self._kept) >= FILES_MAX:

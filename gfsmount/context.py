@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 import pyfuse3
 
+from gfscore.client import AttrChanges
 from gfsmount.append_files import AppendFiles
 from gfsmount.callers import AppendOffsets
 from gfsmount.handles import DirectoryHandle, FileHandle, HandleTable
 from gfsmount.inodes import InodeTable
 from gfsmount.mount_options import MountOptions
 from gfsmount.notifier import Notifier
+from gfsmount.privileges import mode_after_change
 
 if TYPE_CHECKING:
     from gfscore.client import Attr, Client
@@ -68,7 +70,7 @@ class HandlerContext:
         self.notifier = Notifier(self.inodes)
         self.files: HandleTable[FileHandle] = HandleTable()
         self.directories: HandleTable[DirectoryHandle] = HandleTable()
-        self.append_files = AppendFiles(client)
+        self.append_files = AppendFiles(client, self.strip_privileges)
         self.append_offsets = AppendOffsets()
         self.changes = 0
         self.timeout_seconds = options.timeout_seconds
@@ -78,6 +80,13 @@ class HandlerContext:
     def changing(self, directory: int) -> Changing:
         self.changes += 1
         return Changing(self.notifier.changing, directory)
+
+    async def strip_privileges(self, inode: int) -> None:
+        """Somebody other than root changes the bytes of `inode`, a file."""
+        mode = mode_after_change(await self.client.getattr(inode))
+        if mode is not None:
+            await self.client.setattr(inode, AttrChanges(mode=mode))
+            self.notifier.attributes_changed(inode)
 
     def attributes(self, attr: Attr, generation: int) -> pyfuse3.EntryAttributes:
         """`attr` for the kernel; `generation` is the notifier's from before `attr` was asked for."""

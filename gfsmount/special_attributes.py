@@ -50,7 +50,7 @@ class SpecialAttributes:
     async def set(self, inode: int, name: bytes, value: bytes, caller: Caller) -> None:
         """Raises GfsError: INVALID for a value of a wrong form, NOT_PERMITTED for one that is only read."""
         if name == b"gfs.append":
-            await self._append(inode, value, caller.pid)
+            await self._append(inode, value, caller)
         elif name == b"gfs.snapshot":
             await self._snapshot(inode, value, caller)
         elif name in POLICIES:
@@ -71,12 +71,12 @@ class SpecialAttributes:
             "open_directories": len(context.directories),
         }
 
-    async def _append(self, inode: int, record: bytes, pid: int) -> None:
+    async def _append(self, inode: int, record: bytes, caller: Caller) -> None:
         if not record:
             raise GfsError(Code.INVALID, "a record has at least one byte")
         context = self._context
-        offset = await context.append_files.append(self._real(inode), record)
-        context.append_offsets.remember(inode, thread_group(pid), offset)
+        offset = await context.append_files.append(self._real(inode), record, by_root=caller.uid == 0)
+        context.append_offsets.remember(inode, thread_group(caller.pid), offset)
         # The kernel takes a setxattr for a change of no bytes.
         context.notifier.attributes_changed(inode)
         await context.notifier.drop_pages(inode)

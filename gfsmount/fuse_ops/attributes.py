@@ -42,6 +42,7 @@ class AttributeHandlers(HandlerContext):
         if changes.mode is not None and changes.mode & (stat.S_ISUID | stat.S_ISGID):
             for handle in self.files.values():
                 handle.strip_privileges |= handle.inode == inode and handle.writable and not handle.by_root
+            self.append_files.mode_changed(inode)
         generation = self.notifier.generation
         return self.attributes(await self.client.setattr(real, changes), generation)
 

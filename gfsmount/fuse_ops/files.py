@@ -11,11 +11,9 @@ import os
 
 import pyfuse3
 
-from gfscore.client import AttrChanges
 from gfsmount.callers import thread_group
 from gfsmount.context import HandlerContext
 from gfsmount.handles import FileHandle
-from gfsmount.privileges import mode_after_change
 
 
 class FileHandlers(HandlerContext):
@@ -26,11 +24,11 @@ class FileHandlers(HandlerContext):
         truncate = bool(flags & os.O_TRUNC)
         if writable or truncate:
             self.changes += 1
-        file = await self.client.open(inode, write=writable, append=append, truncate=truncate)
-        direct = append or access == os.O_WRONLY
         by_root = ctx.uid == 0
         if truncate and not by_root:
-            await self._strip_privileges(inode)
+            await self.strip_privileges(inode)  # before there is a handle: it can fail
+        file = await self.client.open(inode, write=writable, append=append, truncate=truncate)
+        direct = append or access == os.O_WRONLY
         handle = FileHandle(file, inode, writable=writable, append=append, direct=direct, by_root=by_root)
         if append:
             handle.process = thread_group(ctx.pid)
@@ -47,7 +45,7 @@ class FileHandlers(HandlerContext):
         self.changes += 1
         if handle.strip_privileges:
             handle.strip_privileges = False
-            await self._strip_privileges(handle.inode)
+            await self.strip_privileges(handle.inode)
         if handle.append:
             written = await self._append(handle, buf)
         else:
@@ -64,12 +62,6 @@ class FileHandlers(HandlerContext):
         offset = await handle.file.append(record)
         self.append_offsets.remember(handle.inode, handle.process, offset)
         return len(record)
-
-    async def _strip_privileges(self, inode: int) -> None:
-        mode = mode_after_change(await self.client.getattr(inode))
-        if mode is not None:
-            await self.client.setattr(inode, AttrChanges(mode=mode))
-            self.notifier.attributes_changed(inode)
 
     async def flush(self, fh: int) -> None:
         handle = self.files[fh]

@@ -270,7 +270,7 @@ async def test_a_write_by_another_than_root_takes_set_user_id_away(
     assert client.attrs[entry.st_ino].mode == 0o755
 
 
-@pytest.mark.parametrize("how", ["create", "truncate", "write on"])
+@pytest.mark.parametrize("how", ["create", "truncate", "append", "write on"])
 async def test_set_user_id_never_outlives_a_change_by_another_than_root(
     how: str, operations: Operations, client: FakeClient, notified: list[tuple[object, ...]]
 ) -> None:
@@ -278,6 +278,8 @@ async def test_set_user_id_never_outlives_a_change_by_another_than_root(
     info, entry = await operations.create(1, b"f", 0o4755, os.O_WRONLY, user)
     if how == "truncate":
         await operations.open(entry.st_ino, os.O_WRONLY | os.O_TRUNC, user)
+    elif how == "append":
+        await operations.setxattr(entry.st_ino, b"gfs.append", b"record", user)
     else:
         await operations.write(info.fh, 0, b"bytes")
     if how == "write on":
