@@ -44,8 +44,12 @@ class FileHandlers(HandlerContext):
         handle = self.files[fh]
         self.changes += 1
         if handle.strip_privileges:
-            handle.strip_privileges = False
-            await self.strip_privileges(handle.inode)
+            handle.strip_privileges = False  # before: a chmod meanwhile may set it again
+            try:
+                await self.strip_privileges(handle.inode)
+            except BaseException:
+                handle.strip_privileges = True
+                raise
         if handle.append:
             written = await self._append(handle, buf)
         else:

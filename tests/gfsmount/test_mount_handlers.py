@@ -316,6 +316,17 @@ async def test_a_snapshot_is_made_only_where_its_caller_may_make_a_file(
     await operations.setxattr(entry.st_ino, b"gfs.snapshot", b"/there/below/copy", ctx)  # root may
 
 
+async def test_set_user_id_is_looked_for_again_when_it_could_not_be_taken_away(
+    operations: Operations, client: FakeClient, notified: list[tuple[object, ...]]
+) -> None:
+    user: Any = Caller(uid=1000)
+    info, entry = await operations.create(1, b"f", 0o4755, os.O_WRONLY, user)
+    client.errors["setattr"] = GfsError(Code.TIMED_OUT)
+    assert await failing(operations.write(info.fh, 0, b"bytes")) == errno.ETIMEDOUT
+    await operations.write(info.fh, 0, b"bytes")
+    assert client.attrs[entry.st_ino].mode == 0o755
+
+
 async def test_kernel_probes_are_answered_without_a_call(operations: Operations, client: FakeClient, ctx: Any) -> None:
     before = client.calls.total()
     assert await failing(operations.getxattr(1, b"security.capability", ctx)) == errno.ENODATA
