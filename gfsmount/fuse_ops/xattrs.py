@@ -37,7 +37,9 @@ class XattrHandlers(HandlerContext):
             raise GfsError(Code.NOT_SUPPORTED)
 
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
-        return await self.client.listxattr(self.root if inode == 1 else inode)
+        names = await self.client.listxattr(self.root if inode == 1 else inode)
+        # What others than root may not read they are not told of, as with the kernel's own file systems.
+        return [name for name in names if not name.startswith(b"trusted.")] if ctx.uid else names
 
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         if name.startswith(_STORED):

@@ -327,6 +327,14 @@ async def test_set_user_id_is_looked_for_again_when_it_could_not_be_taken_away(
     assert client.attrs[entry.st_ino].mode == 0o755
 
 
+async def test_trusted_attributes_are_listed_to_root_alone(operations: Operations, ctx: Any) -> None:
+    _, entry = await operations.create(1, b"f", 0o644, os.O_WRONLY, ctx)
+    for name in (b"user.a", b"trusted.b"):
+        await operations.setxattr(entry.st_ino, name, b"x", ctx)
+    assert await operations.listxattr(entry.st_ino, ctx) == [b"user.a", b"trusted.b"]
+    assert await operations.listxattr(entry.st_ino, Caller(uid=1000)) == [b"user.a"]  # type: ignore[arg-type]
+
+
 async def test_kernel_probes_are_answered_without_a_call(operations: Operations, client: FakeClient, ctx: Any) -> None:
     before = client.calls.total()
     assert await failing(operations.getxattr(1, b"security.capability", ctx)) == errno.ENODATA
