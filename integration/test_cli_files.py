@@ -220,3 +220,10 @@ def test_errors_name_the_path(base: Path) -> None:
     failing("fileinfo", base)
     failing("cat", base)
     failing("mkdir", base / ("x" * 256))
+
+
+@pytest.mark.parametrize("command", ["ls", "ls -r", "du", "tree", "fsck", "stat", "cat", "rm", "fileinfo", "get-policy"])
+def test_an_error_names_the_path_as_it_was_typed(base: Path, command: str) -> None:
+    path = base / "nothing"
+    done = failing(*command.split(), path)
+    assert done.stderr == f"gfs: {path}: No such file or directory\n"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 import trio
 
-from gfscore.client import Attr, Client, FileType, open_client
+from gfscore.client import Attr, Client, Entry, FileType, open_client
 from gfscore.client.paths import Paths
 from gfscore.errors import Code, GfsError
 from gfsmount.cli.targets import Target
@@ -61,6 +61,17 @@ class Session:
         """See `Paths.find`."""
         with about(target):
             return await self.paths.find(target.path, follow)
+
+    async def walk(self, target: Target) -> AsyncIterator[tuple[bytes, Attr]]:
+        """See `Paths.walk`."""
+        with about(target):
+            async for found in self.paths.walk(target.path):
+                yield found
+
+    async def entries(self, target: Target) -> Sequence[Entry]:
+        """See `Paths.list`."""
+        with about(target):
+            return await self.paths.list(target.path)
 
     async def stat_or_none(self, target: Target) -> Attr | None:
         try:

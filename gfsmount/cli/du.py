@@ -28,7 +28,7 @@ def command(path: str | None, summarize: bool, as_json: bool, master: str | None
         sizes: Counter[bytes] = Counter()
         counts: Counter[str] = Counter()
         seen: set[int] = set()
-        async for relative, attr in session.paths.walk(where.path):
+        async for relative, attr in session.walk(where):
             if attr.type == FileType.DIRECTORY:
                 counts["directories"] += 1
                 sizes[relative] += 0

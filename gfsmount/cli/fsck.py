@@ -27,14 +27,14 @@ def command(path: str | None, as_json: bool, master: str | None, repair: bool, w
     that should be the same and are not), under_replicated, over_replicated, lost (no undamaged replica is left).
     """
     from gfscore.client.fsck import fsck
-    from gfsmount.cli.cluster_client import on_cluster
+    from gfsmount.cli.cluster_client import about, on_cluster
     from gfsmount.cli.output import meter, print_json
     from gfsmount.cli.targets import Target, default_address, target
 
     where = target(path, master) if path is not None else Target(default_address(master), "/", "/")
 
     async def work(session: Session) -> dict[str, Any]:
-        with meter("verifying") as progress:
+        with meter("verifying") as progress, about(where):
 
             def advance(more: int, done: int) -> None:
                 progress.add_total(more)

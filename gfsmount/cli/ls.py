@@ -25,8 +25,8 @@ def command(path: str | None, long: bool, recursive: bool, as_json: bool, master
 
     async def work(session: Session) -> list[tuple[bytes, Attr]]:
         if recursive:
-            return [(name, attr) async for name, attr in session.paths.walk(where.path) if name]
-        return [(entry.name, entry.attr) for entry in await session.paths.list(where.path)]
+            return [(name, attr) async for name, attr in session.walk(where) if name]
+        return [(entry.name, entry.attr) for entry in await session.entries(where)]
 
     entries = sorted(on_cluster(where.address, work), key=lambda entry: entry[0])
     if as_json:

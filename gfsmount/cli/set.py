@@ -38,7 +38,7 @@ def command(path: str, settings: tuple[str, ...], recursive: bool, as_json: bool
         with about(where):
             now = await session.client.set_policy(attr.inode, values)
         if recursive and attr.type == FileType.DIRECTORY:
-            async for relative, below in session.paths.walk(where.path):
+            async for relative, below in session.walk(where):
                 if relative and below.type in (FileType.FILE, FileType.DIRECTORY):
                     with about(where.below(shown(relative))):
                         await session.client.set_policy(below.inode, values)

@@ -26,7 +26,7 @@ def command(path: str | None, as_json: bool, master: str | None) -> None:
 
     async def work(session: Session) -> dict[str, Any]:
         nodes: dict[bytes, dict[str, Any]] = {}
-        async for relative, attr in session.paths.walk(where.path):
+        async for relative, attr in session.walk(where):
             parent, _, name = relative.rpartition(b"/")
             node = attributes(name, attr) if relative else attributes(os.fsencode(where.typed), attr)
             if attr.type == FileType.DIRECTORY:
