@@ -47,10 +47,22 @@ async def run_mount(config: MountConfig, env: Env, *, ready: Ready | None = None
         timeout_seconds=config.options.timeout_seconds,
     )
     async with open_client(config.master, env=env, options=options) as client:
+        root = await _directory(client, config)
+        await serve_mount(client, root, config, ready=ready)
+
+
+async def _directory(client: Client, config: MountConfig) -> int:
+    """The inode of what is to be mounted. Raises GfsError: NOT_FOUND, NOT_DIRECTORY."""
+    try:
         root = await client.resolve(os.fsencode(config.subdir))
-        if root.type != FileType.DIRECTORY:
-            raise GfsError(Code.NOT_DIRECTORY, f"{config.subdir} in the file system is not a directory")
-        await serve_mount(client, root.inode, config, ready=ready)
+    except GfsError as error:
+        if error.code is not Code.NOT_FOUND:
+            raise
+        message = f"{config.subdir} does not exist in the file system: gfs mkdir gfs://{config.source}"
+        raise GfsError(Code.NOT_FOUND, message) from error
+    if root.type != FileType.DIRECTORY:
+        raise GfsError(Code.NOT_DIRECTORY, f"{config.subdir} in the file system is not a directory")
+    return root.inode
 
 
 async def serve_mount(client: Client, root: int, config: MountConfig, *, ready: Ready | None = None) -> None:

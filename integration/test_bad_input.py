@@ -185,3 +185,15 @@ def test_an_unreachable_master_is_an_error_not_a_hang(tmp_path: Path) -> None:
     (tmp_path / "mnt").mkdir()
     refused(1, "mount", "127.0.0.1:1", tmp_path / "mnt", word="127.0.0.1:1")
     refused(1, "--master", "127.0.0.1:1", "status", word="127.0.0.1:1")
+
+
+def test_a_mount_of_a_directory_that_is_not_there(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "mnt").mkdir()
+    source = f"{cluster.master_address()}/nothing"
+    refused(
+        1,
+        "mount",
+        source,
+        tmp_path / "mnt",
+        word=f"/nothing does not exist in the file system: gfs mkdir gfs://{source}",
+    )

@@ -222,7 +222,9 @@ def test_errors_name_the_path(base: Path) -> None:
     failing("mkdir", base / ("x" * 256))
 
 
-@pytest.mark.parametrize("command", ["ls", "ls -r", "du", "tree", "fsck", "stat", "cat", "rm", "fileinfo", "get-policy"])
+@pytest.mark.parametrize(
+    "command", ["ls", "ls -r", "du", "tree", "fsck", "stat", "cat", "rm", "fileinfo", "get-policy"]
+)
 def test_an_error_names_the_path_as_it_was_typed(base: Path, command: str) -> None:
     path = base / "nothing"
     done = failing(*command.split(), path)
