@@ -6,6 +6,7 @@ chunk in which the file ends.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import trio
@@ -23,6 +24,8 @@ from gfscore.errors import Code, GfsError
 from gfscore.proto import gfs_pb2 as pb
 
 _ANY_LENGTH_SECONDS = 1.0  # for so long the length is asked for where it does not matter
+_PRIMARY_SECONDS = 1.0  # who has the lease answers at once, or the master is asked
+_TAILS_MAX = 1000
 
 
 class LengthUnknown(GfsError):
@@ -33,6 +36,19 @@ class LengthUnknown(GfsError):
             Code.TIMED_OUT,
             f"nobody can tell how long inode {inode} is: no replica of its last chunk answers; see gfs status",
         )
+
+
+@dataclass
+class _Tail:
+    """Where a file that others write ends.
+
+    It holds as long as the cache has the very `attr` that came with it: whatever changes the file's chunks, or anything
+    of it but length and mtime, is called back or was done here.
+    """
+
+    attr: Attr
+    reply: pb.AttrReply
+    latest: Attr  # with what the replicas have said since
 
 
 class Attributes:
@@ -47,6 +63,7 @@ class Attributes:
         self._reader = reader
         self._env = env
         self._options = options
+        self._tails: dict[int, _Tail] = {}
 
     def cached(self, inode: int) -> Attr | None:
         """What `get` would return, if that needs no call."""
@@ -62,11 +79,33 @@ class Attributes:
         `volatile`. Raises STALE_INODE; TIMED_OUT (`LengthUnknown`) when nobody can tell the length.
         """
         attr = self.cached(inode)
+        if attr is None:
+            attr = await self._from_primary(inode)
         if attr is not None:
             return attr
         asked = self._cache.moment
         reply = await self._session.call("GetAttr", pb.InodeRequest(inode=inode))
         return await self.settle(reply, asked, any_length=any_length)
+
+    async def _from_primary(self, inode: int) -> Attr | None:
+        """Of a file that others write, without a call to the master: if what it said before still holds, and who had
+        the lease on the last chunk then has it now.
+        """
+        tail = self._tails.get(inode)
+        if tail is None:
+            return None
+        attr = tail.latest.copy()
+        with trio.move_on_after(_PRIMARY_SECONDS):
+            for location in reversed(tail.reply.chunks):
+                found = await self._reader.length(location, by_lease=True)
+                if found is None:
+                    break
+                self._count(attr, tail.reply, location, *found)
+                if found[0] and self._cache.attrs.get(inode) is tail.attr:
+                    tail.latest = attr
+                    return self._files.merge(attr)
+        self._tails.pop(inode, None)
+        return None
 
     async def settle(self, reply: Any, asked: int, *, any_length: bool = False) -> Attr:
         """As `get`, of what the master has answered; `asked` when."""
@@ -95,12 +134,16 @@ class Attributes:
         attr = attr_from_wire(reply.attr)
         inode = attr.inode
         if attr.length_pending and inode not in self._chunks.sole_writer:
+            known, attr = attr, attr.copy()
             attr.volatile = True
             self._cache.attrs.pop(inode, None)
             if not self._cache.crossed(asked):
                 self._chunks.keep_locations(inode, reply.chunks)
+            kept = reply.chunks and self._options.caching and self._cache.keep(known, asked)
             if not await self._ask_length(attr, reply):
                 return None
+            if kept:
+                self._keep_tail(_Tail(known, reply, attr))
         elif not self._cache.keep(attr, asked):
             attr.volatile = True
         if self._cache.changed_since(inode, asked):
@@ -109,19 +152,26 @@ class Attributes:
             self._files.agreed(inode)
         return self._files.merge(attr)
 
+    def _keep_tail(self, tail: _Tail) -> None:
+        if len(self._tails) >= _TAILS_MAX:
+            self._tails.clear()
+        self._tails[tail.attr.inode] = tail
+
     async def _ask_length(self, attr: Attr, reply: pb.AttrReply) -> bool:
         """Take the chunks in which the file may end into account; whether that could be done."""
-        chunk_bytes = self._files.chunk_bytes
         for location in reply.chunks:
             if not location.handle:
                 continue
             found = await self._reader.length(location)
             if found is None:
                 return False
-            length, mtime_ns = found
-            if length:
-                attr.size = max(attr.size, location.index * chunk_bytes + length)
-            if mtime_ns > max(reply.mtime_floor_ns, attr.mtime_ns):
-                attr.mtime_ns = mtime_ns
-                attr.ctime_ns = max(attr.ctime_ns, mtime_ns)
+            self._count(attr, reply, location, *found)
         return True
+
+    def _count(self, attr: Attr, reply: pb.AttrReply, location: pb.ChunkLocation, length: int, mtime_ns: int) -> None:
+        """A chunk is `length` long, and was changed last at `mtime_ns`, if that is known."""
+        if length:
+            attr.size = max(attr.size, location.index * self._files.chunk_bytes + length)
+        if mtime_ns > max(reply.mtime_floor_ns, attr.mtime_ns):
+            attr.mtime_ns = mtime_ns
+            attr.ctime_ns = max(attr.ctime_ns, mtime_ns)

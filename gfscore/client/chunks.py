@@ -180,6 +180,7 @@ class Chunks:
             self.sole_writer.add(request.inode)
         else:
             self.sole_writer.discard(request.inode)
+            self._cache.attrs.pop(request.inode, None)  # the chunks in which the file may end are perhaps others now
         return grant
 
     # ------------------------------------------------------------ forgetting

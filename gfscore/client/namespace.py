@@ -281,6 +281,7 @@ class NamespaceOperations:
             self._session.held.add(inode)
             attr = self._cache.attrs.get(inode)
             if attr is not None:
+                attr = self._cache.attrs[inode] = attr.copy()
                 attr.nlink = 0
         else:
             self._files.forget(inode)

@@ -101,19 +101,22 @@ class ChunkReader:
             raise GfsError(Code.CHECKSUM_MISMATCH, f"{server.id} sent bytes that do not match their checksum")
         return payload
 
-    async def length(self, location: pb.ChunkLocation) -> tuple[int, int] | None:
+    async def length(self, location: pb.ChunkLocation, *, by_lease: bool = False) -> tuple[int, int] | None:
         """(length, time of the last change in ns or 0) of a chunk; None when nobody can tell just now.
 
-        What was acknowledged is on all replicas, so any of them knows it; the primary knows what is under way as well.
+        What was acknowledged is on all replicas, so any of them knows it, if the location is that of now; the primary
+        knows what is under way as well, and that nobody else has the lease. `by_lease`: nobody else will do.
         """
-        request = pb.LengthRequest(handle=location.handle, version=location.version)
+        request = pb.LengthRequest(handle=location.handle, version=location.version, primary=by_lease)
         servers = sorted(location.replicas, key=lambda server: server.id != location.primary)
+        if by_lease:
+            servers = [server for server in servers if server.id == location.primary]
         best: tuple[int, int] | None = None
         for server in servers:
             try:
                 reply, _ = await self._servers.call("small", server, "Length", request)
             except GfsError as error:
-                if error.code is Code.UNKNOWN_CHUNK and location.unused and best is None:
+                if error.code is Code.UNKNOWN_CHUNK and location.unused and best is None and not by_lease:
                     best = (0, 0)  # one that it never reached: nothing was acknowledged
                 continue
             if server.id == location.primary:

@@ -265,3 +265,33 @@ async def test_a_length_that_was_cut_while_its_answer_was_on_the_way_is_forgotte
         await file.close()
         await trio.sleep(COMMITTED_SECONDS)
         assert (await one.getattr(attr.inode)).size == 0
+
+
+async def test_whoever_follows_a_log_that_others_write_asks_the_master_only_when_its_chunks_change(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with (
+        memory_cluster() as cluster,
+        cluster.client("one") as one,
+        cluster.client("two") as two,
+        cluster.client("reader") as reader,
+    ):
+        attr, first = await one.create_file(ROOT_INODE, b"log", 0o644, 1, 1)
+        second = await two.open(attr.inode, write=True)
+        end, asked, chunks = 0, [], set()
+        for number in range(60):
+            end = await (first, second)[number % 2].append(bytes(CHUNK_BYTES // 16)) + CHUNK_BYTES // 16
+            chunks.add(end // CHUNK_BYTES)
+            for client in (one, two, reader):
+                assert (await client.getattr(attr.inode)).size == end
+            asked.append(reader.info()["calls"]["GetAttr"])
+        assert len(chunks) >= 4 and asked[-1] <= 3 * len(chunks)
+        await cluster.restart("cs1")
+        await cluster.restart("cs2")
+        assert (await reader.getattr(attr.inode)).size == end
+        end = await first.append(NEW) + len(NEW)
+        assert (await reader.getattr(attr.inode)).size == end
+        await two.setattr(attr.inode, AttrChanges(size=5))
+        assert (await reader.getattr(attr.inode)).size == 5
+        await first.close()
+        await second.close()
