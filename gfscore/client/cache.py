@@ -109,6 +109,12 @@ class NamespaceCache:
             attr = self.attrs[inode] = attr.copy()
             attr.length_pending = True
 
+    def forget_pending(self, inode: int) -> None:
+        """Forget attributes whose length the master has left to the file's writers."""
+        attr = self.attrs.get(inode)
+        if attr is not None and attr.length_pending:
+            del self.attrs[inode]
+
     def forget(self, inode: int) -> None:
         self.attrs.pop(inode, None)
         self.directories.pop(inode, None)

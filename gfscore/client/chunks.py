@@ -175,6 +175,8 @@ class Chunks:
         grant = ChunkGrant(reply.grant, reply.index)
         self.keep_grant(request.inode, grant)
         self._cache.changed(request.inode)
+        if request.inode not in self.sole_writer:
+            self._cache.forget_pending(request.inode)  # the length in it lacks what others wrote, who are gone now
         self._cache.length_pending(request.inode)
         if reply.sole_writer and not self._cache.crossed(asked):  # else another writer may have come since
             self.sole_writer.add(request.inode)

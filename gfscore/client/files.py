@@ -350,6 +350,7 @@ class Files:
     async def _commit(self, states: list[FileState], release: bool, sync: bool) -> None:
         request = pb.CommitRequest(sync=sync)
         changes = []
+        asked, alone = self._cache.moment, self._chunks.sole_writer.intersection(state.inode for state in states)
         for state in states:
             changes.append(state.changes)
             length = request.lengths.add(inode=state.inode, size=state.end, mtime_ns=state.mtime_ns, release=release)
@@ -369,9 +370,11 @@ class Files:
             for state in states:
                 state.commits.remove(over)
             over.set()
+        if self._cache.crossed(asked):
+            alone.clear()  # another writer may have come since
         for state, seen in zip(states, changes, strict=True):
             if state.changes == seen:
-                self._committed(state, release, state.inode not in pending)
+                self._committed(state, release, state.inode not in pending, state.inode in alone)
 
     def _give_back(self, state: FileState) -> None:
         """From here on a write asks the master again, which then counts this client among the writers again."""
@@ -382,13 +385,15 @@ class Files:
         if state.appender is not None:
             state.appender.forget_grant()
 
-    def _committed(self, state: FileState, release: bool, settled: bool) -> None:
+    def _committed(self, state: FileState, release: bool, settled: bool, alone: bool) -> None:
+        if release and not alone:
+            self._cache.forget_pending(state.inode)  # the length in it lacks what others wrote
         attr = self._cache.attrs.get(state.inode)
         if attr is not None and release:
             agreed = self.merge(attr).copy()
             agreed.length_pending = not settled
             self._cache.attrs[state.inode] = agreed
-        elif attr is not None:
+        elif attr is not None and (alone or not attr.length_pending):
             self._cache.attrs[state.inode] = self.merge(attr)
         state.uncommitted = state.uncommitted and not release
         if not state.uncommitted:

@@ -295,3 +295,34 @@ async def test_whoever_follows_a_log_that_others_write_asks_the_master_only_when
         assert (await reader.getattr(attr.inode)).size == 5
         await first.close()
         await second.close()
+
+
+async def test_who_closes_while_another_one_begins_to_write_sees_what_that_one_writes(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The answer to the close waits for a third client, and came after the other's first bytes were seen."""
+    async with (
+        memory_cluster() as cluster,
+        cluster.client("slow") as slow,
+        cluster.client("two") as two,
+        cluster.client("one") as one,
+    ):
+        attr, first = await one.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        await first.append(NEW)
+        await slow.getattr(attr.inode)
+
+        async def take_time(_: Any) -> None:
+            slow.on_invalidate = None
+            await trio.sleep(3)
+
+        slow.on_invalidate = take_time
+        await first.close()
+        await trio.sleep(1.5)
+        second = await two.open(attr.inode, write=True)
+        for seconds in (0, 5, 1):
+            await trio.sleep(seconds)
+            end = await second.append(NEW) + len(NEW)
+            assert (await one.getattr(attr.inode)).size == end
+        await trio.sleep(5)
+        assert (await one.getattr(attr.inode)).size == end
+        await second.close()
