@@ -95,13 +95,18 @@ class Attributes:
         if tail is None:
             return None
         attr = tail.latest.copy()
+        ends = False
         with trio.move_on_after(_PRIMARY_SECONDS):
             for location in reversed(tail.reply.chunks):
+                if ends and not location.primary:
+                    continue  # nobody changes it before a grant that is called back
                 found = await self._reader.length(location, by_lease=True)
                 if found is None:
                     break
                 self._count(attr, tail.reply, location, *found)
-                if found[0] and self._cache.attrs.get(inode) is tail.attr:
+                ends = ends or found[0] > 0
+            else:
+                if ends and self._cache.attrs.get(inode) is tail.attr:
                     tail.latest = attr
                     return self._files.merge(attr)
         self._tails.pop(inode, None)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from memory_cluster import memory_cluster
+from memory_cluster import CHUNK_BYTES, memory_cluster
 
 from gfscore.client import ROOT_INODE, AttrChanges, FileType
 
@@ -165,3 +165,21 @@ async def test_a_change_of_ours_changes_ctime_here_too(what: str, autojump_clock
         else:
             await client.set_policy(inode, {"replication": "2"})
         assert (await client.getattr(inode)).ctime_ns == (await observer.getattr(inode)).ctime_ns
+
+
+async def test_a_write_before_the_last_chunk_sets_the_time_that_others_see(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Only the chunk with the end was asked, once the master had said which it is."""
+    async with memory_cluster() as cluster, cluster.client("writer") as writer, cluster.client("other") as other:
+        attr, file = await writer.create_file(ROOT_INODE, b"file", 0o644, 1, 1)
+        for index in range(2):
+            await file.write(index * CHUNK_BYTES, b"data")
+        await file.flush()
+        for _ in range(3):
+            before = (await other.getattr(attr.inode)).mtime_ns
+            await trio.sleep(10)
+            await file.write(0, b"more")
+            await file.flush()
+            assert (await other.getattr(attr.inode)).mtime_ns >= before + 10 * 10**9
+        await file.close()
