@@ -79,7 +79,7 @@ class Clients:
         return pb.Empty()
 
     def _expired(self, session: Session) -> None:
-        abandoned = self._leases.writers.drop_client(session.client_id)
+        abandoned = self._leases.drop_client(session.client_id)
         if abandoned:
             self._nursery.start_soon(self._lengths.settle_abandoned, abandoned)
         self._removing.drop_orphans(list(session.held))

@@ -58,12 +58,13 @@ class LeaseBook:
 
     `all_known` has the files of which `writers` has everybody: their length was agreed on when the first of them got
     its grant from this very master. Of any other file, somebody may hold a grant of before the start (rule 5).
+    `left` has those that somebody wrote who disappeared: what he wrote nobody commits, until the length is settled.
 
     A lease that ended without a word of its primary leaves its chunk unclean: a mutation that was under way may be on
     some replicas only. So it stays until the replicas were made equal.
     """
 
-    __slots__ = ("_by_handle", "_by_inode", "_unclean", "_unclean_of", "all_known", "times_set", "writers")
+    __slots__ = ("_by_handle", "_by_inode", "_unclean", "_unclean_of", "all_known", "left", "times_set", "writers")
 
     def __init__(self) -> None:
         self._by_handle: dict[int, GrantedLease] = {}
@@ -72,6 +73,7 @@ class LeaseBook:
         self._unclean_of: dict[int, set[int]] = {}
         self.writers = WriterTable()
         self.all_known: set[int] = set()
+        self.left: set[int] = set()
         self.times_set: dict[int, int] = {}  # inode → when (wall clock, ns) somebody set its mtime; while it is pending
 
     def __len__(self) -> int:
@@ -117,6 +119,7 @@ class LeaseBook:
             self.drop(handle)
         self.writers.drop_inode(inode)
         self.all_known.discard(inode)
+        self.left.discard(inode)
         self.times_set.pop(inode, None)
 
     def mtime_floor(self, record: InodeRecord) -> int:
@@ -161,9 +164,18 @@ class LeaseBook:
         """All replicas of the file's chunks are equal, or a primary sees to it."""
         return not self.unclean_of(inode) and not any(lease.broken for lease in self.of_inode(inode))
 
+    def drop_client(self, client: int) -> list[int]:
+        """The session is over. The inodes that nobody writes any more: their lengths have to be settled."""
+        self.left.update(self.writers.inodes(client))
+        return self.writers.drop_client(client)
+
+    def knows_length(self, inode: int) -> bool:
+        """What `writers` have acknowledged, and will commit, is all that the state's length may lack."""
+        return inode in self.all_known and inode not in self.left
+
     def is_sole_writer(self, inode: int, client: int) -> bool:
-        """Nobody else can change the file now."""
-        return inode in self.all_known and self.writers.is_sole(inode, client)
+        """Nobody else can change the file now, or has changed it and not said how long it is."""
+        return self.knows_length(inode) and self.writers.is_sole(inode, client)
 
     def sweep(self, before: float) -> None:
         """Forget leases that nobody may use any more and that were given out before `before` (boottime), or are broken.

@@ -116,6 +116,7 @@ class Leasing:
                 self._state.commit(tx)
             if not before.length_pending:
                 self._leases.all_known.add(request.inode)
+                self._leases.left.discard(request.inode)
             former = self._leases.writers.add(request.inode, client, request.id.request_id)
             self._sessions.watch(session, request.inode)
         item = Item(

@@ -141,10 +141,11 @@ class Lengths:
     def _is_settled(self, inode: int) -> bool:
         """The length that the last writer commits is the truth.
 
-        Of a file that was written before this master started, others may write on; and where a lease broke, replicas
-        may differ: they are asked before anybody else is told the length.
+        Of a file that was written before this master started, others may write on; a writer that disappeared may have
+        written behind the last one; and where a lease broke, replicas may differ: they are asked before anybody else is
+        told the length.
         """
-        return inode in self._leases.all_known and self._leases.is_clean(inode)
+        return self._leases.knows_length(inode) and self._leases.is_clean(inode)
 
     def _take_back(self, tx: Transaction, inode: int, handle: int, client: int) -> None:
         """The first chunk, granted with the file and used by nobody: no replica of it was ever made.
@@ -216,6 +217,7 @@ class Lengths:
         """
         files = [file for file in map(self._open, inodes) if file is not None]
         if not files:
+            self._leases.left.difference_update(inodes)
             return
         held: dict[ServerState, list[int]] = {}
         for file in files:
@@ -244,6 +246,7 @@ class Lengths:
                 dropped.append(handle)
         self._state.commit(tx)
         self._servers.freed(dropped)
+        self._leases.left.difference_update(inodes)
         for file in files:
             for lease in file.leases:
                 self._leases.drop(lease.handle, clean=lease.handle in revoked)
