@@ -8,6 +8,7 @@ and other clients ask it.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from functools import partial
 
 import trio
@@ -28,6 +29,7 @@ from gfscore.proto import gfs_pb2 as pb
 
 log = logging.getLogger(__name__)
 
+_WRITTEN_OUT_AT_ONCE = 64
 _UNSYNCED_FILES_MAX = 65_536  # of closed files; an fsync of an older one has nothing to sync
 
 
@@ -117,13 +119,15 @@ class Files:
         self._unsynced: dict[int, set[int]] = {}
         self._budget = WriteBudget(options.dirty_bytes_max)
         self._closed_files = trio.Event()
+        self._sending: set[int] = set()  # closed files of which something is on its way to the replicas
+        self._written_out_at_once = trio.Semaphore(_WRITTEN_OUT_AT_ONCE)
         self._nursery: trio.Nursery | None = None
         self.chunk_bytes = 0
 
     def start(self, nursery: trio.Nursery, chunk_bytes: int) -> None:
         self._nursery = nursery
         self.chunk_bytes = chunk_bytes
-        nursery.start_soon(self._commit_closed_files)
+        nursery.start_soon(self._commit_closed_files, nursery)
 
     def get(self, inode: int) -> FileState | None:
         return self._states.get(inode)
@@ -269,11 +273,16 @@ class Files:
         if state is not None and state.appender is not None:
             state.appender.forget_grant()
 
-    async def write_out_all(self, *, open_too: bool = True) -> None:
-        for state in list(self._states.values()):
-            if state.busy and (open_too or not state.writers):
-                assert state.writer is not None
-                await state.writer.write_out()
+    async def write_out_all(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for state in [state for state in self._states.values() if state.busy]:
+                nursery.start_soon(self._write_out, state)
+
+    async def _write_out(self, state: FileState) -> None:
+        """However long it takes: the servers of another file may be there while those of this one are not."""
+        assert state.writer is not None
+        async with self._written_out_at_once:
+            await state.writer.write_out()
 
     async def prepare_setattr(self, state: FileState, size: int | None) -> None:
         """Before the master changes length (`size`) or mtime of a file that was written here."""
@@ -321,31 +330,43 @@ class Files:
         finally:
             committing.done.set()
 
-    async def commit_all(self) -> None:
-        """Everything that is not open for writing any more, now."""
-        await self.write_out_all(open_too=False)  # what a close that was cancelled did not wait for
-        states = [state for state in self._states.values() if state.uncommitted and not state.writers]
+    async def _commit_all(self) -> None:
+        """Everything that is not open for writing any more, and not on its way to the replicas."""
+        closed = [state for state in self._states.values() if state.uncommitted and not state.writers]
+        states = [state for state in closed if not state.busy]
         for start in range(0, len(states), self._options.commit_batch):
             await self._commit(states[start : start + self._options.commit_batch], release=True, sync=False)
 
     async def close_all(self) -> None:
         """Nobody uses the client any more: what is still open is closed."""
-        await self.write_out_all()
         for state in self._states.values():
             state.handles = state.writers = 0
-        await self.commit_all()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.write_out_all)
+            with suppress(GfsError):  # tried again
+                await self._commit_all()
+        await self._commit_all()
 
-    async def _commit_closed_files(self) -> None:
+    async def _commit_closed_files(self, nursery: trio.Nursery) -> None:
         while True:
             await self._closed_files.wait()
             self._closed_files = trio.Event()
             # A short delay gathers a batch, and keeps the leases of a file that is opened again at once.
             await self._env.clock.sleep(self._options.commit_delay_seconds)
+            for state in self._states.values():
+                if state.busy and not state.writers and state.inode not in self._sending:
+                    self._sending.add(state.inode)  # what a close that was cancelled did not wait for
+                    nursery.start_soon(self._send_closed, state)
             try:
-                await self.commit_all()
+                await self._commit_all()
             except GfsError as error:
                 log.warning("event=commit_failed error=%r", str(error))
                 self._closed_files.set()
+
+    async def _send_closed(self, state: FileState) -> None:
+        await self._write_out(state)
+        self._sending.discard(state.inode)
+        self._closed_files.set()
 
     async def _commit(self, states: list[FileState], release: bool, sync: bool) -> None:
         request = pb.CommitRequest(sync=sync)

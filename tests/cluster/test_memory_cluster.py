@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 import trio
 import trio.testing
-from memory_cluster import CHUNK_BYTES, memory_cluster
+from memory_cluster import CHUNK_BYTES, MemoryCluster, memory_cluster
 
-from gfscore.client import ROOT_INODE, AttrChanges, Code, FileType, GfsError
+from gfscore.client import ROOT_INODE, AttrChanges, Client, Code, FileType, GfsError, OpenFile
 from gfscore.client.paths import Paths
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.server.master import admin
@@ -410,3 +410,43 @@ async def test_a_close_that_is_cancelled_loses_nothing(autojump_clock: trio.test
         one._servers.call = call  # type: ignore[method-assign]
         assert one._files._budget.used == 0
         assert await Paths(one).read("/f") == b"b" * 1000
+
+
+async def one_stuck(cluster: MemoryCluster, client: Client) -> tuple[OpenFile, OpenFile]:
+    """Two files open for writing: the chunkserver of the first is gone, that of the other not."""
+    found: dict[str, OpenFile] = {}
+    for number in range(20):
+        attr, file = await client.create_file(ROOT_INODE, b"%d" % number, 0o644, 1, 1)
+        grant = client._chunks.known_grant(attr.inode, 0)
+        assert grant is not None
+        found.setdefault(grant.primary.address.host, file)
+    (gone, stuck), (_, fine) = found.items()
+    await stuck.write(0, b"x")
+    await stuck.flush()
+    await cluster.kill(gone)
+    await stuck.write(0, b"y")
+    return stuck, fine
+
+
+async def test_a_file_whose_servers_are_gone_keeps_no_other_from_being_written_when_the_client_ends(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_cluster(2, 1) as cluster, cluster.client("two") as two:
+        async with cluster.client("one", timeout_seconds=20) as one:
+            _, fine = await one_stuck(cluster, one)
+            await fine.write(0, b"x" * 100)
+        assert (await two.getattr(fine.inode)).size == 100
+
+
+async def test_a_close_that_was_cancelled_does_not_hold_up_the_lengths_of_other_files(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_cluster(2, 1) as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        stuck, fine = await one_stuck(cluster, one)
+        with trio.move_on_after(1):
+            await stuck.close()
+        await fine.write(0, b"x" * 100)
+        await fine.close()
+        await trio.sleep(5)
+        attr = await two.getattr(fine.inode)
+        assert attr.size == 100 and not attr.length_pending
