@@ -46,8 +46,12 @@ class AppendFiles:
         kept.users += 1
         try:
             if kept.strip_privileges and not by_root:
-                await self._strip_privileges(inode)
-                kept.strip_privileges = False
+                kept.strip_privileges = False  # before: a chmod meanwhile may set it again
+                try:
+                    await self._strip_privileges(inode)
+                except BaseException:
+                    kept.strip_privileges = True
+                    raise
             return await kept.file.append(record)
         finally:
             kept.users -= 1

@@ -39,12 +39,18 @@ class AttributeHandlers(HandlerContext):
             changes.size = attr.st_size
             if ctx.uid and changes.mode is None:
                 changes.mode = mode_after_change(await self.client.getattr(real))
-        if changes.mode is not None and changes.mode & (stat.S_ISUID | stat.S_ISGID):
-            for handle in self.files.values():
-                handle.strip_privileges |= handle.inode == inode and handle.writable and not handle.by_root
-            self.append_files.mode_changed(inode)
         generation = self.notifier.generation
-        return self.attributes(await self.client.setattr(real, changes), generation)
+        try:
+            return self.attributes(await self.client.setattr(real, changes), generation)
+        finally:
+            if changes.mode is not None and changes.mode & (stat.S_ISUID | stat.S_ISGID):
+                self._look_for_privileges(inode)  # behind it: who looked before has not seen them
+
+    def _look_for_privileges(self, inode: int) -> None:
+        """Before the next change by somebody other than root."""
+        for handle in self.files.values():
+            handle.strip_privileges |= handle.inode == inode and handle.writable and not handle.by_root
+        self.append_files.mode_changed(inode)
 
 
 def _nearest_time(nanoseconds: int) -> int:

@@ -397,3 +397,47 @@ async def test_rename_flags(operations: Operations, ctx: Any) -> None:
     assert await failing(operations.rename(1, b"a", 1, b"b", 4, ctx)) == errno.EINVAL
     await operations.rename(1, b"a", 1, b"b", pyfuse3.RENAME_EXCHANGE, ctx)
     assert (await operations.lookup(1, b"b", ctx)).st_ino == a.st_ino
+
+
+@pytest.mark.parametrize("how", ["append", "write"])
+@pytest.mark.parametrize("slow", ["getattr", "setattr"])
+async def test_set_user_id_that_is_set_during_a_change_goes_with_the_next_one(
+    slow: str, how: str, operations: Operations, client: FakeClient, ctx: Any, notified: list[tuple[object, ...]],
+    autojump_clock: trio.testing.MockClock,
+) -> None:  # fmt: skip
+    """Whoever changes the file has looked at its mode before it is set, or looks while that is on its way."""
+    user: Any = Caller(uid=1000)
+    info, entry = await operations.create(1, b"f", 0o755, os.O_WRONLY, user)
+    await operations.setxattr(entry.st_ino, b"gfs.append", b"by root", ctx)
+
+    async def change() -> None:
+        if how == "append":
+            await operations.setxattr(entry.st_ino, b"gfs.append", b"record", user)
+        else:
+            await operations.write(info.fh, 0, b"bytes")
+
+    async def set_mode() -> None:
+        fields: Any = Mock(spec=pyfuse3.SetattrFields, update_mode=True, update_uid=False, update_gid=False)
+        fields.update_atime = fields.update_mtime = fields.update_size = False
+        mode: Any = Mock(st_mode=0o4755)
+        await operations.setattr(entry.st_ino, mode, fields, None, ctx)
+
+    call = getattr(client, slow)
+
+    async def late(*args: Any) -> Any:
+        setattr(client, slow, call)
+        if slow == "setattr":
+            await trio.sleep(1)
+        found = await call(*args)
+        if slow == "getattr":
+            await trio.sleep(1)
+        return found
+
+    setattr(client, slow, late)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(change if slow == "getattr" else set_mode)
+        await trio.sleep(0.5)
+        await (set_mode if slow == "getattr" else change)()
+    assert client.attrs[entry.st_ino].mode == 0o4755
+    await change()
+    assert client.attrs[entry.st_ino].mode == 0o755
