@@ -28,7 +28,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The running Python's library, without what this machine added to it."""
     copy = tmp_path_factory.mktemp("source") / "lib"
-    shutil.copytree(SOURCE, copy, symlinks=True, ignore=shutil.ignore_patterns("site-packages", "dist-packages", "__pycache__"))
+    shutil.copytree(
+        SOURCE, copy, symlinks=True, ignore=shutil.ignore_patterns("site-packages", "dist-packages", "__pycache__")
+    )
     return copy
 
 
