@@ -185,7 +185,7 @@ class NamespaceCache:
         return inode
 
     def siblings_after(self, inode: int, count: int) -> list[int]:
-        """The next inodes of the listing that brought `inode`, in its order."""
+        """The next inodes of the listing that brought `inode`, in its order; not itself by another name."""
         parent = self.listed_in.get(inode)
         directory = self.directories.get(parent) if parent is not None else None
         if directory is None:
@@ -193,10 +193,10 @@ class NamespaceCache:
         found: list[int] = []
         seen = False
         for other in directory.names.values():
-            if seen:
+            if other == inode:
+                seen = True
+            elif seen:
                 found.append(other)
                 if len(found) == count:
                     break
-            elif other == inode:
-                seen = True
         return found

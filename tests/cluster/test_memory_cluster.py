@@ -450,3 +450,21 @@ async def test_a_close_that_was_cancelled_does_not_hold_up_the_lengths_of_other_
         await trio.sleep(5)
         attr = await two.getattr(fine.inode)
         assert attr.size == 100 and not attr.length_pending
+
+
+@pytest.mark.parametrize("first", [0, 1])
+async def test_a_file_with_two_names_in_a_listed_directory_is_read_from_its_middle(
+    first: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Whoever reads a file asks for those listed behind it too. Its own second name was one: zeros were read."""
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        data = random.Random(3).randbytes(2 * CHUNK_BYTES)
+        await Paths(one).write("/a", data)
+        attr = await one.lookup(ROOT_INODE, b"a")
+        await one.link(attr.inode, ROOT_INODE, b"b")
+        await trio.sleep(5)
+        await two.list_page(ROOT_INODE, b"", 1000)
+        file = await two.open(attr.inode)
+        start = first * CHUNK_BYTES
+        assert bytes(await file.read(start, 1000)) == data[start : start + 1000]
+        await file.close()
