@@ -29,6 +29,11 @@ class Append:
     offset: int = -1
     outcome: Outcome = Outcome.UNKNOWN
 
+    @property
+    def end(self) -> int:
+        """One past its last byte in the file."""
+        return self.offset + len(self.record)
+
 
 @dataclass(eq=False)
 class AppendFile:

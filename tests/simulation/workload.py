@@ -58,6 +58,7 @@ class Load:
         async with trio.open_nursery() as nursery:
             for _ in range(2):
                 nursery.start_soon(self._append, client, Random(random.random()))
+            nursery.start_soon(self._follow, client, name, Random(random.random()))
             nursery.start_soon(self._write, client, Random(random.random()), number)
             nursery.start_soon(self._rewrite, client, name, Random(random.random()), number)
             nursery.start_soon(self._rename, client, name, Random(random.random()))
@@ -114,6 +115,38 @@ class Load:
             entry.outcome = outcome_of(error)
             self._noted("append", error)
         return entry
+
+    async def _follow(self, client: Client, who: str, random: Random) -> None:
+        """As `tail -f` does: whoever looks at a log finds every record that anybody was acknowledged before."""
+        while not self.over:
+            await self._pause(random)
+            known = random.choice(self.history.appends)
+            done = [entry for entry in known.appends if entry.outcome is Outcome.DONE]
+            if not done:
+                continue
+            entry, end = random.choice(done), max(entry.end for entry in done)
+            try:
+                size = (await client.getattr(known.inode)).size
+                found = await self._read_record(client, known, entry)
+            except GfsError as error:
+                self._noted("follow", error)
+                continue
+            self._noted("follow")
+            if who not in self.disturbed and size < end:
+                self.history.problems.append(
+                    f"{who} sees {size} bytes of {known.name!r}, of which {end} were acknowledged"
+                )
+            if who not in self.disturbed and found != entry.record:
+                self.history.problems.append(
+                    f"{who} reads {found[:30]!r}, {len(found)} bytes, at {entry.offset} of {known.name!r}"
+                )
+
+    async def _read_record(self, client: Client, known: AppendFile, entry: Append) -> bytes:
+        file = await client.open(known.inode)
+        try:
+            return bytes(await file.read(entry.offset, len(entry.record)))
+        finally:
+            await file.close()
 
     async def _closed(self, file: OpenFile) -> None:
         try:
