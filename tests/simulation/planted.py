@@ -14,6 +14,7 @@ from typing import Any
 import trio
 
 import gfscore.client.appender as appender
+import gfscore.client.cache as cache
 import gfscore.metadata.snapshot as snapshot
 import gfscore.replica.lease as lease
 import gfscore.server.chunkserver.applying as applying
@@ -27,6 +28,7 @@ import gfscore.server.master.calls as calls
 import gfscore.server.master.cloning as cloning
 import gfscore.server.master.equalizing as equalizing
 import gfscore.server.master.fencing as fencing
+import gfscore.server.master.leases as leases
 import gfscore.server.master.locking as locking
 import gfscore.server.master.reports as reports
 import gfscore.server.master.servers as servers
@@ -315,3 +317,19 @@ def failed_secondary_ignored() -> AbstractContextManager[None]:
             failed(self, local_errors, failures, serial)
 
     return _patched((primary.Primary, "_failed", ignored))
+
+
+@_planted("operator", "kills")
+def lower_bound_taken_for_length() -> AbstractContextManager[None]:
+    """A client takes what the master said of a file that others write for its length."""
+    return _patched((cache.NamespaceCache, "forget_pending", lambda self, inode: None))
+
+
+@_planted("kills", "operator", "network")
+def other_writers_not_asked() -> AbstractContextManager[None]:
+    """Whoever writes a file believes that nobody else does."""
+
+    def is_sole_writer(self: Any, inode: int, client: int) -> bool:
+        return True
+
+    return _patched((leases.LeaseBook, "is_sole_writer", is_sole_writer))
