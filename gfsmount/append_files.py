@@ -15,6 +15,7 @@ from gfscore.errors import Code, GfsError
 
 if TYPE_CHECKING:
     from gfscore.client import Client, OpenFile
+    from gfsmount.privileges import MayHavePrivileges
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +34,9 @@ class _Kept:
 
 
 class AppendFiles:
-    def __init__(self, client: Client, strip_privileges: Callable[[int], Awaitable[None]]) -> None:
+    def __init__(self, client: Client, strip_once: Callable[[int, MayHavePrivileges], Awaitable[None]]) -> None:
         self._client = client
-        self._strip_privileges = strip_privileges
+        self._strip_once = strip_once
         self._kept: dict[int, _Kept] = {}
 
     async def append(self, inode: int, record: bytes, *, by_root: bool) -> int:
@@ -46,12 +47,7 @@ class AppendFiles:
         kept.users += 1
         try:
             if kept.strip_privileges and not by_root:
-                kept.strip_privileges = False  # before: a chmod meanwhile may set it again
-                try:
-                    await self._strip_privileges(inode)
-                except BaseException:
-                    kept.strip_privileges = True
-                    raise
+                await self._strip_once(inode, kept)
             return await kept.file.append(record)
         finally:
             kept.users -= 1

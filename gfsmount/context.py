@@ -16,7 +16,7 @@ from gfsmount.handles import DirectoryHandle, FileHandle, HandleTable
 from gfsmount.inodes import InodeTable
 from gfsmount.mount_options import MountOptions
 from gfsmount.notifier import Notifier
-from gfsmount.privileges import mode_after_change
+from gfsmount.privileges import MayHavePrivileges, mode_after_change
 
 if TYPE_CHECKING:
     from gfscore.client import Attr, Client
@@ -70,7 +70,7 @@ class HandlerContext:
         self.notifier = Notifier(self.inodes)
         self.files: HandleTable[FileHandle] = HandleTable()
         self.directories: HandleTable[DirectoryHandle] = HandleTable()
-        self.append_files = AppendFiles(client, self.strip_privileges)
+        self.append_files = AppendFiles(client, self.strip_once)
         self.append_offsets = AppendOffsets()
         self.changes = 0
         self.timeout_seconds = options.timeout_seconds
@@ -87,6 +87,15 @@ class HandlerContext:
         if mode is not None:
             await self.client.setattr(inode, AttrChanges(mode=mode))
             self.notifier.attributes_changed(inode)
+
+    async def strip_once(self, inode: int, opened: MayHavePrivileges) -> None:
+        """The same, and not before each change through `opened`."""
+        opened.strip_privileges = False  # before: a chmod meanwhile may set it again
+        try:
+            await self.strip_privileges(inode)
+        except BaseException:
+            opened.strip_privileges = True
+            raise
 
     def attributes(self, attr: Attr, generation: int) -> pyfuse3.EntryAttributes:
         """`attr` for the kernel; `generation` is the notifier's from before `attr` was asked for."""

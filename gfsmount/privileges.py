@@ -10,10 +10,16 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Container
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from gfscore.client import Attr
+
+
+class MayHavePrivileges(Protocol):
+    """What an open file remembers: whether they are looked for before its next change by somebody other than root."""
+
+    strip_privileges: bool
 
 
 def mode_after_change(attr: Attr) -> int | None:

@@ -44,12 +44,7 @@ class FileHandlers(HandlerContext):
         handle = self.files[fh]
         self.changes += 1
         if handle.strip_privileges:
-            handle.strip_privileges = False  # before: a chmod meanwhile may set it again
-            try:
-                await self.strip_privileges(handle.inode)
-            except BaseException:
-                handle.strip_privileges = True
-                raise
+            await self.strip_once(handle.inode, handle)
         if handle.append:
             written = await self._append(handle, buf)
         else:
