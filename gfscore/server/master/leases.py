@@ -5,7 +5,9 @@ Never persisted: a master that starts knows no lease, and a new grant fences an 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 from gfscore.metadata.inodes import InodeRecord
 from gfscore.metadata.leases import WriterTable
@@ -64,11 +66,14 @@ class LeaseBook:
     some replicas only. So it stays until the replicas were made equal.
     """
 
-    __slots__ = ("_by_handle", "_by_inode", "_unclean", "_unclean_of", "all_known", "left", "times_set", "writers")
+    __slots__ = (
+        "_by_handle", "_by_inode", "_to_come", "_unclean", "_unclean_of", "all_known", "left", "times_set", "writers",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._by_handle: dict[int, GrantedLease] = {}
         self._by_inode: dict[int, dict[int, None]] = {}
+        self._to_come: Counter[int] = Counter()  # inode → grants on it that are being looked for
         self._unclean: dict[int, int] = {}  # handle → inode
         self._unclean_of: dict[int, set[int]] = {}
         self.writers = WriterTable()
@@ -176,6 +181,20 @@ class LeaseBook:
     def is_sole_writer(self, inode: int, client: int) -> bool:
         """Nobody else can change the file now, or has changed it and not said how long it is."""
         return self.knows_length(inode) and self.writers.is_sole(inode, client)
+
+    @contextmanager
+    def looking(self, inode: int) -> Iterator[None]:
+        """A grant on the file is being looked for: another writer may be about to begin."""
+        self._to_come[inode] += 1
+        try:
+            yield
+        finally:
+            self._to_come[inode] -= 1
+            if not self._to_come[inode]:
+                del self._to_come[inode]
+
+    def is_looking(self, inode: int) -> bool:
+        return inode in self._to_come
 
     def sweep(self, before: float) -> None:
         """Forget leases that nobody may use any more and that were given out before `before` (boottime), or are broken.

@@ -106,7 +106,12 @@ class Leasing:
             before = load_file(self._state.tables, request.inode)
             refuse_in_trash(self._state.tables, before, session)
             index = self._index(request)
-            lease, chunks_changed = await self._find_or_grant(request, before, index)
+            if not before.length_pending:
+                self._leases.all_known.add(request.inode)
+                self._leases.left.discard(request.inode)
+            with self._leases.looking(request.inode):
+                lease, chunks_changed = await self._find_or_grant(request, before, index)
+            self._sessions.of_change(request.id, context)  # which may have ended meanwhile
             lease.granted_at = self._env.clock.boottime()
             lease.repeated = lease.repeated or client in lease.given
             lease.given.add(client)
@@ -114,9 +119,6 @@ class Leasing:
                 tx = self._state.begin()
                 mark_pending(tx, request.inode)
                 self._state.commit(tx)
-            if not before.length_pending:
-                self._leases.all_known.add(request.inode)
-                self._leases.left.discard(request.inode)
             former = self._leases.writers.add(request.inode, client, request.id.request_id)
             self._sessions.watch(session, request.inode)
         item = Item(

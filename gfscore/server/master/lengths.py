@@ -143,9 +143,10 @@ class Lengths:
 
         Of a file that was written before this master started, others may write on; a writer that disappeared may have
         written behind the last one; and where a lease broke, replicas may differ: they are asked before anybody else is
-        told the length.
+        told the length. While servers are asked on behalf of the next writer, the length stays open.
         """
-        return self._leases.knows_length(inode) and self._leases.is_clean(inode)
+        leases = self._leases
+        return leases.knows_length(inode) and leases.is_clean(inode) and not leases.is_looking(inode)
 
     def _take_back(self, tx: Transaction, inode: int, handle: int, client: int) -> None:
         """The first chunk, granted with the file and used by nobody: no replica of it was ever made.

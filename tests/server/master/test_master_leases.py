@@ -490,3 +490,29 @@ async def test_a_release_that_arrives_after_a_newer_lease_releases_nothing(world
     await client.change("Commit", commit, late)
     await client.change("Snapshot", pb.SnapshotRequest(source=made.attr.inode, new_parent=1, new_name=b"s"))
     assert "Revoke" in servers[body.primary].asked, "nobody may write into the snapshot"
+
+
+async def test_a_length_is_not_agreed_on_while_the_next_writer_is_given_its_grant(
+    world: Any, autojump_clock: Any
+) -> None:
+    """The last writer was done while the servers were asked for the next one: who looked just then knew for good."""
+    servers = await world.three_servers()
+    one, two, reader = await world.client("c1"), await world.client("c2"), await world.client("r")
+    made = await one.create(b"f", with_chunk=True)
+    world.written(pb.GrantBody.FromString(made.grant.body), 100)
+    seen = []
+
+    async def meanwhile(method: str) -> None:
+        if method == "Prepare" and not seen:
+            seen.append(True)
+            await one.commit(made.attr.inode, 100)
+            seen.append((await reader.lookup(b"f")).attr.length_pending)
+
+    servers["a"].before = meanwhile
+    await two.lease(made.attr.inode, stale_version=1)
+    assert len(seen) == 2
+    told = [item for item in reader.heard if item.inode == made.attr.inode and item.attr]
+    assert seen[1] or told, "the reader would take 100 bytes for the length for ever"
+    await two.commit(made.attr.inode, 300)
+    look = await reader.lookup(b"f")
+    assert look.attr.size == 300 and not look.attr.length_pending
