@@ -142,7 +142,7 @@ class Attributes:
             known, attr = attr, attr.copy()
             attr.volatile = True
             self._cache.attrs.pop(inode, None)
-            if not self._cache.crossed(asked):
+            if not self._cache.is_old(inode, asked):
                 self._chunks.keep_locations(inode, reply.chunks)
             kept = reply.chunks and self._options.caching and self._cache.keep(known, asked)
             if not await self._ask_length(attr, reply):

@@ -81,17 +81,18 @@ class NamespaceCache:
 
     def answered(self, inode: int, asked: int) -> int:
         """The answer to a change of ours, which says what the inode is now; the moment that this holds for."""
-        out_of_date = self._is_old(inode, asked)
+        out_of_date = self.is_old(inode, asked)
         self.changed(inode)
         return asked if out_of_date else self.moment
 
-    def _is_old(self, inode: int, asked: int) -> bool:
+    def is_old(self, inode: int, asked: int) -> bool:
+        """Whether what was asked then of the inode may be out of date."""
         return self.crossed(asked) or self.changed_since(inode, asked)
 
     def keep(self, attr: Attr, asked: int) -> bool:
         """Keep what was answered, unless it may be out of date; whether it is kept."""
         inode = attr.inode
-        if self._is_old(inode, asked):
+        if self.is_old(inode, asked):
             self.attrs.pop(inode, None)
             return False
         self.attrs[inode] = attr

@@ -101,7 +101,7 @@ class Chunks:
                 if file.error:
                     raise GfsError(code_from_wire(file.error), f"inode {inode}: the chunk cannot be located")
                 found = next((chunk for chunk in file.chunks if chunk.index == index), None)
-            if not file.error and not self._cache.crossed(asked):
+            if not file.error and not self._cache.is_old(file.inode, asked):
                 self.keep_locations(file.inode, file.chunks)
                 if file.inode != inode and file.HasField("attr") and file.inode not in self.sole_writer:
                     self._cache.keep(attr_from_wire(file.attr), asked)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 
+import trio
+
 from gfscore.env import Env
 from gfscore.errors import Code, GfsError
 from gfscore.metadata.chunks import (
@@ -26,13 +28,12 @@ from gfscore.metadata.policies import Policy, effective
 from gfscore.metadata.transaction import Transaction
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.rpc.transport import CallContext
-from gfscore.server.master.calls import Calls
 from gfscore.server.master.fencing import Fenced, Fencing
 from gfscore.server.master.grants import GrantSigner
 from gfscore.server.master.leases import GrantedLease, LeaseBook
 from gfscore.server.master.locking import LEASES, Keys, Locks
 from gfscore.server.master.servers import Replicas, Servers
-from gfscore.server.master.sessions import Item, Sessions
+from gfscore.server.master.sessions import Item, Sessions, Told
 from gfscore.server.master.state import MasterState
 from gfscore.server.master.trash import refuse_in_trash
 
@@ -43,13 +44,12 @@ class Leasing:
     """The handler of `Lease`, and what `Create` needs of it."""
 
     def __init__(
-        self, state: MasterState, env: Env, calls: Calls, locks: Locks, sessions: Sessions, servers: Servers,
+        self, state: MasterState, env: Env, locks: Locks, sessions: Sessions, servers: Servers,
         leases: LeaseBook, fencing: Fencing, signer: GrantSigner, defaults: Policy,
         chunk_size: int,
     ) -> None:  # fmt: skip
         self._state = state
         self._env = env
-        self._calls = calls
         self._locks = locks
         self._sessions = sessions
         self._servers = servers
@@ -58,6 +58,7 @@ class Leasing:
         self._signer = signer
         self._defaults = defaults
         self._chunk_size = chunk_size
+        self._telling: dict[int, set[trio.Event]] = {}  # inode → when others know what a lease on it has changed
 
     # ------------------------------------------------------------ fresh chunks, without an await
 
@@ -121,18 +122,43 @@ class Leasing:
                 self._state.commit(tx)
             former = self._leases.writers.add(request.inode, client, request.id.request_id)
             self._sessions.watch(session, request.inode)
-        item = Item(
-            inode=request.inode, attr=not before.length_pending, chunks=chunks_changed, writers=former is not None
-        )
+        sole_writer = self._leases.is_sole_writer(request.inode, client)
         reply = pb.LeaseReply(
             grant=lease.grant,
             index=index,
-            sole_writer=self._leases.is_sole_writer(request.inode, client),
+            sole_writer=sole_writer,
             writer_since=self._leases.writers.since(request.inode, client),
         )
+        item = Item(
+            inode=request.inode, attr=not before.length_pending, chunks=chunks_changed, writers=former is not None
+        )
+        told: Told = {}
         if item.attr or item.chunks or item.writers:
-            return await self._calls.told(reply, self._sessions.told([item], session))  # type: ignore[no-any-return]
+            # Before this answer has reached who asks, another client may get a grant of the file, and write.
+            told = self._sessions.told([item], session if sole_writer else None)
+        await self._tell(request.inode, told)
         return reply
+
+    async def _tell(self, inode: int, told: Told) -> None:
+        """Returns when all have forgotten what this lease has changed, and those on the file that were given before.
+
+        Who gets a grant changes the file without a word to the master: nobody may take for right by then what an
+        earlier lease made wrong.
+        """
+        earlier = list(self._telling.get(inode, ()))
+        if told:
+            known = trio.Event()
+            telling = self._telling.setdefault(inode, set())
+            telling.add(known)
+            try:
+                await self._sessions.tell(told)
+            finally:
+                known.set()
+                telling.discard(known)
+                if not telling:
+                    self._telling.pop(inode, None)
+        for event in earlier:
+            await event.wait()
 
     def _index(self, request: pb.LeaseRequest) -> int:
         """Which chunk is meant. The last one is where the file ends, a hole there included."""

@@ -73,9 +73,7 @@ class Master:
         self._settling = Settling(
             state, env, servers, leases, self._lengths, equalizing, config.lease_seconds, config.heartbeat_seconds
         )
-        self._leasing = Leasing(
-            state, env, calls, locks, sessions, servers, leases, fencing, signer, defaults, chunk_size
-        )
+        self._leasing = Leasing(state, env, locks, sessions, servers, leases, fencing, signer, defaults, chunk_size)
         self._data = Data(state, calls, locks, sessions, servers, leases, self._lengths)
         self._namespace = Namespace(state, env, calls, sessions, servers, leases, self._leasing, self._data)
         self._removing = Removing(state, env, calls, locks, sessions, servers, leases, defaults)

@@ -516,3 +516,50 @@ async def test_a_length_is_not_agreed_on_while_the_next_writer_is_given_its_gran
     await two.commit(made.attr.inode, 300)
     look = await reader.lookup(b"f")
     assert look.attr.size == 300 and not look.attr.length_pending
+
+
+async def test_a_grant_waits_until_all_know_what_the_one_before_it_has_changed(
+    world: Any, autojump_clock: Any, nursery: Any
+) -> None:
+    """Two clients write a file whose length was settled in between. A reader is slow to forget it when the first of
+    them gets his next grant; the second one's changes nothing more, and he must not write before the reader knows."""
+    servers = await world.three_servers()
+    one, two, reader = await world.client("c1"), await world.client("c2"), await world.client("r")
+    made = await one.create(b"f", with_chunk=True)
+    body = pb.GrantBody.FromString(made.grant.body)
+    world.written(body, 64)
+    await two.lease(made.attr.inode)
+    await servers[body.primary].beat(released=[pb.ChunkReport(handle=body.handle, version=1, length=64)])
+    assert not (await reader.lookup(b"f")).attr.length_pending
+    order = []
+
+    async def slow() -> None:
+        await trio.sleep(2)
+        order.append("forgotten")
+
+    reader.before_answer = slow
+
+    async def lease(client: Any, what: str) -> None:
+        await client.lease(made.attr.inode)
+        order.append(what)
+
+    nursery.start_soon(lease, one, "one")
+    await trio.sleep(0.5)
+    await lease(two, "two")
+    assert order[0] == "forgotten" and "two" in order
+
+
+async def test_one_of_several_writers_is_told_that_the_length_is_open_again(world: Any, autojump_clock: Any) -> None:
+    """Its own grant tells it too, but perhaps later than the next writer gets his."""
+    servers = await world.three_servers()
+    one, two = await world.client("c1"), await world.client("c2")
+    made = await one.create(b"f", with_chunk=True)
+    body = pb.GrantBody.FromString(made.grant.body)
+    world.written(body, 64)
+    await two.lease(made.attr.inode)
+    await servers[body.primary].beat(released=[pb.ChunkReport(handle=body.handle, version=1, length=64)])
+    assert not (await one.lookup(b"f")).attr.length_pending
+    one.heard.clear()
+    reply, _ = await one.lease(made.attr.inode)
+    assert not reply.sole_writer
+    assert [item.inode for item in one.heard if item.attr] == [made.attr.inode]
