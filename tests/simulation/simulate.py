@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from dataclasses import dataclass, field
 from random import Random
@@ -45,10 +46,13 @@ def run_seed(seed: int, profile: Profile | None = None) -> Result:
 def run_quietly(seed: int) -> Result:
     """`run_seed` without what servers log, for a process of its own. Raises nothing at all."""
     logging.disable(logging.WARNING)
+    gc.disable()  # garbage is collected once for each run, which takes a tenth less time
     try:
         return run_seed(seed)
     except Exception as error:  # the other seeds are worth running all the same
         return Result(seed, profile_of(seed).name, "", [f"ended with {error!r}"])
+    finally:
+        gc.collect()
 
 
 async def _run(seed: int, profile: Profile) -> Result:
