@@ -7,6 +7,7 @@ record, in the next. The first caller to find nothing in flight sends for all: n
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import trio
 
@@ -33,14 +34,17 @@ class _Waiting:
 
 class Appender:
     def __init__(
-        self, inode: int, chunk_bytes: int, chunks: Chunks, mutator: Mutator, env: Env, options: ClientOptions
-    ) -> None:
+        self, inode: int, chunk_bytes: int, chunks: Chunks, mutator: Mutator, env: Env, options: ClientOptions,
+        attempt: Callable[[], Callable[[int], None]],
+    ) -> None:  # fmt: skip
+        """`attempt`: see `Files.attempt`."""
         self.inode = inode
         self._chunk_bytes = chunk_bytes
         self._chunks = chunks
         self._mutator = mutator
         self._env = env
         self._options = options
+        self._attempt = attempt
         self._queue: deque[_Waiting] = deque()
         self._sending = False
         self._grant: ChunkGrant | None = None
@@ -143,16 +147,19 @@ class Appender:
                     granted = True
                     try:
                         push_id = await self._mutator.push(grant, parts) if size > INLINE_BYTES_MAX else 0
+                        acknowledge = self._attempt()
                         reply = await self._mutator.append(grant, sequence, size, parts, push_id)
                     except GfsError as error:
                         if attempt or error.code is not Code.UNKNOWN_PUSH:
                             failed = grant
                         raise
                     if not reply.next_chunk:
-                        return grant.index * self._chunk_bytes + int(reply.offset)
+                        offset = grant.index * self._chunk_bytes + int(reply.offset)
+                        acknowledge(offset + size)
+                        return offset
                     failed = None
                     granted = False  # what the master says is final
-                    self._grant = await self._chunks.grant_last(self.inode, grant.index + 1)
+                    self._keep(await self._chunks.grant_last(self.inode, grant.index + 1))
                     continue
                 except GfsError as error:
                     attempt += 1
@@ -166,7 +173,9 @@ class Appender:
         """A retry stays in the chunk of the first try, if the file still has it: only there can it be recognised
         (rule 14)."""
         if failed is not None:
-            self._grant = await self._chunks.grant(self.inode, failed.index, failed, existing=True)
-        elif self._grant is None:
-            self._grant = await self._chunks.grant_last(self.inode)
-        return self._grant
+            return self._keep(await self._chunks.grant(self.inode, failed.index, failed, existing=True))
+        return self._grant or self._keep(await self._chunks.grant_last(self.inode))
+
+    def _keep(self, grant: ChunkGrant) -> ChunkGrant:
+        self._grant = None if grant.once else grant
+        return grant

@@ -6,6 +6,8 @@ that were answered: who asks notes it, and an answer that was on its way while s
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from gfscore.client.types import Attr
 from gfscore.ids import ROOT_INODE, TRASH_INODE, TRASH_NAME
 
@@ -51,21 +53,30 @@ class NamespaceCache:
         self.directories: dict[int, Directory] = {}
         self.listed_in: dict[int, int] = {}  # inode -> directory whose listing brought it
         self.moment = 0
-        self._called_back = 0  # moment
+        self._called_back = 0  # moment of the last call-back
+        self._told: dict[int, int] = {}  # inode -> moment of the last call-back that named it
+        self._told_all = 0  # moment of the last one that may have named any
         self._changed: dict[int, int] = {}  # inode -> moment at which a change of ours was answered
         self._names = 0  # kept in `directories`, and the directories; at most, as removals are not counted
         self._inodes_max = inodes_max
 
     # ------------------------------------------------------------ what crosses with an answer
 
-    def called_back(self) -> None:
-        """Somebody else changed something."""
+    def called_back(self, inodes: Collection[int] = ()) -> None:
+        """Somebody else changed these; without any, who knows what."""
         self.moment += 1
         self._called_back = self.moment
+        if not inodes or len(self._told) + len(inodes) > self._inodes_max:
+            self._told.clear()
+            self._told_all = self.moment
+        else:
+            self._told.update(dict.fromkeys(inodes, self.moment))
 
-    def crossed(self, asked: int) -> bool:
-        """Whether somebody else has changed something since the moment `asked`."""
-        return self._called_back > asked
+    def crossed(self, asked: int, inode: int | None = None) -> bool:
+        """Whether somebody else has changed something since the moment `asked`; `inode`: of this one."""
+        if inode is None:
+            return self._called_back > asked
+        return max(self._told.get(inode, 0), self._told_all) > asked
 
     def changed(self, inode: int) -> None:
         """The master has carried out a change of ours: what it said of the inode before is out of date."""

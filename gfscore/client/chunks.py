@@ -17,18 +17,23 @@ from gfscore.proto import gfs_pb2 as pb
 
 class ChunkGrant:
     """A signed grant, opened. `acknowledged`: something was, under it, so its chunk must not be given up. `given_up`:
-    another chunk was asked for in its place.
+    another chunk was asked for in its place. `once`: it crossed with a call-back, and is good for its first use only.
     """
 
-    __slots__ = ("acknowledged", "body", "given_up", "grant", "index", "primary")
+    __slots__ = ("acknowledged", "body", "given_up", "grant", "index", "once", "primary")
 
-    def __init__(self, grant: pb.Grant, index: int) -> None:
+    def __init__(self, grant: pb.Grant, index: int, *, once: bool = False) -> None:
         self.acknowledged = False
         self.given_up = False
+        self.once = once
         self.grant = grant
         self.index = index
         self.body = pb.GrantBody.FromString(grant.body)
         self.primary = next(server for server in self.body.replicas if server.id == self.body.primary)
+
+    def is_same(self, other: ChunkGrant | None) -> bool:
+        """Of the same version: one answer of the master may be given several times."""
+        return other is not None and self.body.handle == other.body.handle and self.body.version == other.body.version
 
     def location(self) -> pb.ChunkLocation:
         body = self.body
@@ -61,6 +66,9 @@ class Chunks:
         self._locations: dict[int, dict[int, pb.ChunkLocation]] = {}
         self._grants: dict[int, dict[int, ChunkGrant]] = {}
         self._asking: dict[tuple[int, int], trio.Event] = {}  # (inode, index) -> when the grant is here
+        self._under_way: dict[int, int] = {}  # inode -> grants that are being asked for
+        self._given_back: dict[int, int] = {}  # inode -> how often they were given back meanwhile
+        self._unsure: dict[tuple[int, int], ChunkGrant] = {}  # (inode, index) -> see `leave`
         self._locating: dict[tuple[int, int], trio.Event] = {}  # (inode, first index) -> when the locations are here
         self.sole_writer: set[int] = set()
         self.on_writer: Callable[[int, int], None] = lambda inode, since: None  # see `Files.writes_since`
@@ -134,14 +142,17 @@ class Chunks:
     async def grant(
         self, inode: int, index: int, failed: ChunkGrant | None = None, *, fresh: bool = False, existing: bool = False
     ) -> ChunkGrant:
-        """Permission to change chunk `index`. `failed` did not work and must not be answered again; `fresh`: nothing
-        was ever acknowledged in it, so another chunk may take its place (rule 13). `existing`: no chunk is made for it;
-        if the file was cut before it, the answer is for the last one. Raises GfsError: FILE_TOO_LARGE."""
+        """Permission to change chunk `index`. `failed` did not work and must not be answered again: what was asked
+        under it may still arrive, and the next version refuses it. `fresh`: nothing was ever acknowledged in it, so
+        another chunk may take its place (rule 13). `existing`: no chunk is made for it; if the file was cut before it,
+        the answer is for the last one. Raises GfsError: FILE_TOO_LARGE."""
         _check_index(index)
         key = (inode, index)
+        failed = failed or self._unsure.get(key)
         while True:
             known = self.known_grant(inode, index)
-            if known is not None and known is not failed:
+            if known is not None and not known.is_same(failed):
+                self._unsure.pop(key, None)
                 return known
             asking = self._asking.get(key)
             if asking is None:
@@ -156,9 +167,15 @@ class Chunks:
                 if fresh and failed.body.fresh and not failed.acknowledged:
                     failed.given_up = True
                     request.failed_handle = failed.body.handle
-            return await self._ask(request)
+            grant = await self._ask(request)
+            self._unsure.pop(key, None)
+            return grant
         finally:
             self._asking.pop(key).set()
+
+    def leave(self, inode: int, grant: ChunkGrant) -> None:
+        """What was asked under it is given up, and may still arrive: the next change is made under another version."""
+        self._unsure[inode, grant.index] = grant
 
     async def grant_last(self, inode: int, following: int = 0) -> ChunkGrant:
         """Permission for the file's last chunk, its first if it has none; for chunk `following` where that comes next.
@@ -167,18 +184,36 @@ class Chunks:
         return await self._ask(pb.LeaseRequest(inode=inode, last=True, index=following))
 
     async def _ask(self, request: pb.LeaseRequest) -> ChunkGrant:
-        asked = self._cache.moment
-        reply = await self._session.change("Lease", request)
+        """Asked again when all grants of the file were given back, or the file was cut here, before the answer came:
+        the chunk may be the file's no longer, or this client no writer any more."""
+        while True:
+            self._under_way[request.inode] = self._under_way.get(request.inode, 0) + 1
+            asked, given_back = self._cache.moment, self._given_back.get(request.inode, 0)
+            try:
+                reply = await self._session.change("Lease", request)
+                if given_back == self._given_back.get(request.inode, 0):
+                    return self._granted(request, reply, asked)
+            finally:
+                self._under_way[request.inode] -= 1
+                if not self._under_way[request.inode]:
+                    del self._under_way[request.inode]
+                    self._given_back.pop(request.inode, None)
+
+    def _granted(self, request: pb.LeaseRequest, reply: pb.LeaseReply, asked: int) -> ChunkGrant:
         if not reply.grant.body:
             raise GfsError(Code.NO_SERVERS, "no chunkserver can take this chunk")
         self.on_writer(request.inode, reply.writer_since)
-        grant = ChunkGrant(reply.grant, reply.index)
-        self.keep_grant(request.inode, grant)
+        crossed = self._cache.crossed(asked, request.inode)
+        grant = ChunkGrant(reply.grant, reply.index, once=crossed)
+        if crossed:
+            self.forget_chunk(request.inode, reply.index)
+        else:
+            self.keep_grant(request.inode, grant)
         self._cache.changed(request.inode)
         if request.inode not in self.sole_writer:
             self._cache.forget_pending(request.inode)  # the length in it lacks what others wrote, who are gone now
         self._cache.length_pending(request.inode)
-        if reply.sole_writer and not self._cache.crossed(asked):  # else another writer may have come since
+        if reply.sole_writer and not crossed:  # else another writer may have come since
             self.sole_writer.add(request.inode)
         else:
             self.sole_writer.discard(request.inode)
@@ -196,10 +231,15 @@ class Chunks:
         self._grants.get(inode, {}).pop(index, None)
 
     def forget_grants(self, inode: int) -> None:
+        """They are given back, or the file was cut here: those that are being asked for do not count either."""
         self._grants.pop(inode, None)
         self.sole_writer.discard(inode)
+        if inode in self._under_way:
+            self._given_back[inode] = self._given_back.get(inode, 0) + 1
 
     def clear(self) -> None:
+        for inode in self._under_way:
+            self._given_back[inode] = self._given_back.get(inode, 0) + 1
         self._locations.clear()
         self._grants.clear()
         self.sole_writer.clear()

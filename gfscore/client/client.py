@@ -60,7 +60,8 @@ class Client(NamespaceOperations):
         self._reader = reader
         self._env = env
         self._options = options
-        self._kept_at_open: dict[int, tuple[int, int]] = {}  # inode -> (size, mtime) when the kernel last had its pages
+        # inode -> (size, mtime, ctime) when the kernel last had its pages
+        self._kept_at_open: dict[int, tuple[int, int, int]] = {}
         self.on_invalidate: Callable[[Invalidation], Awaitable[None]] | None = None
         self.operator = OperatorQueries(session)
         self.trash = TrashOperations(session)
@@ -113,8 +114,9 @@ class Client(NamespaceOperations):
             for attempt in range(_RECONCILE_ATTEMPTS):
                 try:
                     grant = await self._chunks.grant(inode, index, failed)
+                    acknowledge = self._files.attempt(state)
                     reply = await self._mutator.write(grant, [], [], 0, sync=True)
-                    self._files.acknowledged(state, index * self.chunk_size + reply.length)
+                    acknowledge(index * self.chunk_size + reply.length)
                     return
                 except GfsError as error:
                     if not error.retryable or attempt + 1 == _RECONCILE_ATTEMPTS:
@@ -139,8 +141,8 @@ class Client(NamespaceOperations):
         )
         if reply.grant.body:
             grant = ChunkGrant(reply.grant, 0)
-            self._chunks.keep_grant(attr.inode, grant)
-            if not self._cache.crossed(asked):  # else another writer may have come since
+            if not self._cache.crossed(asked, attr.inode):  # else another writer may have come since
+                self._chunks.keep_grant(attr.inode, grant)
                 self._chunks.sole_writer.add(attr.inode)
             # The master counts this client among the file's writers until it says that it is done.
             file = self._handle(attr, write=True)
@@ -170,7 +172,7 @@ class Client(NamespaceOperations):
         return self._handle(attr, write or append)
 
     def _handle(self, attr: Attr, write: bool) -> OpenFile:
-        stamp = (attr.size, attr.mtime_ns)
+        stamp = (attr.size, attr.mtime_ns, attr.ctime_ns)  # who writes in place may put the old mtime back
         keep = not attr.volatile and self._kept_at_open.get(attr.inode) == stamp
         if attr.volatile:  # the bytes may change and the stamp not
             self._kept_at_open.pop(attr.inode, None)
@@ -236,7 +238,7 @@ class Client(NamespaceOperations):
 
     def _invalidate(self, request: pb.InvalidateRequest, context: CallContext) -> Awaitable[pb.InvalidateReply]:
         """Runs up to its first await in the order in which the master's messages arrive."""
-        self._cache.called_back()
+        self._cache.called_back([item.inode for item in request.items])
         held = []
         still_open = [item.inode for item in request.items if item.evicted and self._files.is_open(item.inode)]
         for item in request.items:

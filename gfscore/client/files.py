@@ -8,7 +8,8 @@ and other clients ask it.
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 import trio
@@ -38,6 +39,7 @@ class FileState:
 
     __slots__ = (
         "acknowledged_end",
+        "agreements",
         "appender",
         "changes",
         "commits",
@@ -46,6 +48,7 @@ class FileState:
         "inode",
         "mtime_ns",
         "uncommitted",
+        "unsure",
         "unused_chunk",
         "writer",
         "writers",
@@ -59,6 +62,8 @@ class FileState:
         self.writer: FileWriter | None = None
         self.appender: Appender | None = None
         self.acknowledged_end = 0  # one past the last byte that the replicas took since the length was last agreed
+        self.agreements = 0  # counts how often it was
+        self.unsure = False  # whether it was cut here: nobody answered; what the replicas have is the length
         self.mtime_ns = 0  # of the latest change here; 0: none since somebody set the time
         self.changes = 0  # counts writes and appends
         self.commits: list[trio.Event] = []  # of its length that are on their way to the master
@@ -79,6 +84,11 @@ class FileState:
         """
         unsent_end = self.writer.unsent_end if self.writer is not None else 0
         return max(self.acknowledged_end, unsent_end)
+
+    def agree(self) -> None:
+        """The master's length counts from now on; what is still answered was asked before."""
+        self.acknowledged_end = 0
+        self.agreements += 1
 
     def changed(self, now_ns: int) -> None:
         self.changes += 1
@@ -171,14 +181,20 @@ class Files:
                 self._nursery,
                 self._env,
                 self._options,
-                partial(self.acknowledged, state),
+                partial(self.attempt, state),
                 self.unsynced(state.inode),
             )
         return state.writer
 
-    def acknowledged(self, state: FileState, end: int) -> None:
-        """The replicas have what was written or appended here up to `end`."""
-        if end > state.acknowledged_end:
+    def attempt(self, state: FileState) -> Callable[[int], None]:
+        """The replicas are about to be asked to take something: to be called with its end when all have it.
+
+        When the length was agreed on meanwhile, it is in that, or was cut off.
+        """
+        return partial(self._acknowledged, state, state.agreements)
+
+    def _acknowledged(self, state: FileState, agreements: int, end: int) -> None:
+        if end > state.acknowledged_end and agreements == state.agreements:
             state.acknowledged_end = end
             attr = self._cache.attrs.get(state.inode)
             if attr is not None and not attr.length_pending and end > attr.size:
@@ -197,7 +213,13 @@ class Files:
     def appender(self, state: FileState) -> Appender:
         if state.appender is None:
             state.appender = Appender(
-                state.inode, self.chunk_bytes, self._chunks, self._mutator, self._env, self._options
+                state.inode,
+                self.chunk_bytes,
+                self._chunks,
+                self._mutator,
+                self._env,
+                self._options,
+                partial(self.attempt, state),
             )
         return state.appender
 
@@ -249,7 +271,7 @@ class Files:
         """The length that the master has is the truth, but for what the replicas have not taken yet."""
         state = self._states.get(inode)
         if state is not None:
-            state.acknowledged_end = 0
+            state.agree()
 
     def writes_since(self, inode: int, since: int) -> None:
         """With which request this client became one of the file's writers, says the master.
@@ -257,9 +279,12 @@ class Files:
         With another one than before it was none in between: what it had written is in the master's length, or cut off.
         """
         state = self._states.get(inode)
-        if state is not None and since > state.writes_since:
+        if state is None:
+            return
+        state.uncommitted = True  # until the master is told that the writing is over
+        if since > state.writes_since:
             state.writes_since = since
-            state.acknowledged_end = 0
+            state.agree()
 
     def times_set(self, inode: int) -> None:
         """Somebody set the file's mtime: that of what was written here before counts no more."""
@@ -284,19 +309,36 @@ class Files:
         async with self._written_out_at_once:
             await state.writer.write_out()
 
-    async def prepare_setattr(self, state: FileState, size: int | None) -> None:
-        """Before the master changes length (`size`) or mtime of a file that was written here."""
-        if state.writer is not None:
-            if size is not None:
-                await state.writer.discard_from(size)
-            else:
-                await state.writer.write_out()  # a write that is still on its way would set the time again
-        while state.commits:  # one that arrives afterwards would make the file grow back, or set the time again
+    @asynccontextmanager
+    async def changing(self, state: FileState, size: int | None) -> AsyncIterator[None]:
+        """While the master is asked to change length (`size`) or mtime of a file that was written here."""
+        if state.writer is not None:  # what is still on its way would make the file grow back, or set the time again
+            await state.writer.write_out()
+        while state.commits:
             await state.commits[0].wait()
+        end, mtime_ns, agreements = state.acknowledged_end, state.mtime_ns, state.agreements
         if size is not None:
-            state.acknowledged_end = min(state.acknowledged_end, size)
+            state.acknowledged_end = min(end, size)
             state.changes += 1
         state.mtime_ns = 0
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, GfsError) and error.code is not Code.TIMED_OUT:  # nothing was changed
+                if state.agreements == agreements:
+                    state.acknowledged_end = max(end, state.acknowledged_end)
+                state.mtime_ns = state.mtime_ns or mtime_ns
+            elif size is not None:
+                self._ask_replicas(state)
+            raise
+
+    def _ask_replicas(self, state: FileState) -> None:
+        """Nobody knows whether the file was cut, and how long it is: the master has to ask the replicas."""
+        state.unsure = True
+        self._chunks.sole_writer.discard(state.inode)
+        self._cache.changed(state.inode)
+        self._cache.attrs.pop(state.inode, None)
+        self.commit_soon(state)
 
     def merge(self, attr: Attr) -> Attr:
         """`attr` as this client sees the file: with what it wrote itself and the master does not know yet."""
@@ -374,7 +416,9 @@ class Files:
         asked, alone = self._cache.moment, self._chunks.sole_writer.intersection(state.inode for state in states)
         for state in states:
             changes.append(state.changes)
-            length = request.lengths.add(inode=state.inode, size=state.end, mtime_ns=state.mtime_ns, release=release)
+            length = request.lengths.add(
+                inode=state.inode, size=state.end, mtime_ns=state.mtime_ns, release=release, unsure=state.unsure
+            )
             if release:
                 length.unused_chunk = state.unused_chunk
                 self._give_back(state)
@@ -391,9 +435,9 @@ class Files:
             for state in states:
                 state.commits.remove(over)
             over.set()
-        if self._cache.crossed(asked):
-            alone.clear()  # another writer may have come since
+        alone = {inode for inode in alone if not self._cache.crossed(asked, inode)}  # another writer may have come
         for state, seen in zip(states, changes, strict=True):
+            state.unsure = False
             if state.changes == seen:
                 self._committed(state, release, state.inode not in pending, state.inode in alone)
 

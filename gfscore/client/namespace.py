@@ -8,7 +8,7 @@ from typing import Any
 from gfscore.client.attributes import Attributes
 from gfscore.client.cache import NEGATIVE_LOOKUPS_BEFORE_LISTING, NamespaceCache
 from gfscore.client.chunks import Chunks
-from gfscore.client.files import Files
+from gfscore.client.files import Files, FileState
 from gfscore.client.session import MasterSession
 from gfscore.client.types import (
     Attr,
@@ -396,18 +396,23 @@ class NamespaceOperations:
             async with state.gate.closing() if state is not None else nullcontext():
                 if state is not None and state.uncommitted:
                     self._refuse_in_trash(await self.getattr(inode))  # before what is known of its length is given up
-                    await self._files.prepare_setattr(state, changes.size)
-                    request.written = state.end
-                asked, reply = self._cache.moment, await self._session.change("SetAttr", request)
+                asked, reply = await self._set_attributes(state, request, changes.size)
                 self._chunks.forget(inode)
+                self._chunks.forget_grants(inode)
                 if state is not None and state.appender is not None:
                     state.appender.forget_grant()
         else:
-            if state is not None and state.uncommitted and (changes.mtime_ns is not None or changes.mtime_now):
-                await self._files.prepare_setattr(state, None)
-                request.written = state.end
-            asked, reply = self._cache.moment, await self._session.change("SetAttr", request)
+            sets_mtime = changes.mtime_ns is not None or changes.mtime_now
+            asked, reply = await self._set_attributes(state if sets_mtime else None, request, None)
         return await self._attributes.settle(reply, self._cache.answered(inode, asked))
+
+    async def _set_attributes(self, state: FileState | None, request: pb.SetAttrRequest, size: int | None) -> Any:
+        """The moment of asking, and the answer. `state`: what was written here has to do with it."""
+        if state is None or not state.uncommitted:
+            return self._cache.moment, await self._session.change("SetAttr", request)
+        async with self._files.changing(state, size):
+            request.written = state.end
+            return self._cache.moment, await self._session.change("SetAttr", request)
 
     async def _change_unseen(self, inode: int, method: str, request: Any) -> Any:
         """A change whose answer does not say what the inode is like now."""

@@ -70,7 +70,6 @@ class OpenFile:
             appender = self._files.appender(state)
             appender.begin_behind(state.acknowledged_end)
             offset = await appender.append(record)
-            self._files.acknowledged(state, offset + len(record))
             self._files.unsynced(state.inode).add(offset // self._files.chunk_bytes)
             state.changed(self._env.clock.wall_ns())
         finally:

@@ -71,10 +71,10 @@ class FileWriter:
         nursery: trio.Nursery,
         env: Env,
         options: ClientOptions,
-        acknowledged: Callable[[int], None],
+        attempt: Callable[[], Callable[[int], None]],
         unsynced: set[int],
     ) -> None:
-        """`acknowledged`: called with the end of each piece that all replicas have. `unsynced`: indexes of chunks that
+        """`attempt`: see `Files.attempt`. `unsynced`: indexes of chunks that
         were changed since the last sync, through this writer or otherwise."""
         self.inode = inode
         self.error: GfsError | None = None  # of the latest piece that failed for good
@@ -86,7 +86,7 @@ class FileWriter:
         self._nursery = nursery
         self._env = env
         self._options = options
-        self._on_acknowledged = acknowledged
+        self._attempt = attempt
         self._dirty = DirtyRanges()
         self._in_flight: dict[_Piece, None] = {}
         self._changed = trio.lowlevel.ParkingLot()
@@ -153,14 +153,6 @@ class FileWriter:
                     self._unsynced.add(index)
                     raise
 
-    async def discard_from(self, size: int) -> None:
-        """The file is being cut to `size`: what is dirty behind it is gone."""
-        before = self._dirty.size
-        self._dirty.discard(size)
-        self._budget.release(before - self._dirty.size)
-        await self.write_out()
-        self._acknowledged.clear()
-
     # ------------------------------------------------------------ sending
 
     async def _dispatch_all(self, sync: bool) -> None:
@@ -199,7 +191,6 @@ class FileWriter:
     async def _send(self, piece: _Piece) -> None:
         try:
             await self._send_until_done(piece)
-            self._on_acknowledged(piece.stop)
         except GfsError as error:
             self.error = error
             self.error_number += 1
@@ -217,30 +208,36 @@ class FileWriter:
         base = piece.index * self._chunk_bytes
         extents = [(offset - base, length) for offset, length in merge_extents(piece.segments)]
         failed: ChunkGrant | None = None
+        grant: ChunkGrant | None = None
         attempt = 0
         reason: GfsError | None = None
         with trio.move_on_after(self._options.timeout_seconds):
             while True:
-                grant: ChunkGrant | None = None
+                granted = False
                 try:
                     grant = await self._grant(piece.index, failed)
+                    granted = True
                     push_id = await self._mutator.push(grant, parts) if piece.size > INLINE_BYTES_MAX else 0
                     if piece.previous is not None:
                         await piece.previous.wait()
                     piece.asked.set()
+                    acknowledge = self._attempt()
                     await self._mutator.write(grant, extents, parts, push_id, piece.sync)
+                    acknowledge(piece.stop)
                     self._acknowledged.add(grant.body.handle)
                     if not piece.sync:
                         self._unsynced.add(piece.index)
                     return
                 except GfsError as error:
                     attempt += 1
-                    if not worth_another_try(error, attempt, from_chunkserver=grant is not None):
+                    if not worth_another_try(error, attempt, from_chunkserver=granted):
                         raise
                     reason = error
-                    if grant is not None and (attempt > 1 or error.code is not Code.UNKNOWN_PUSH):
+                    if granted and (attempt > 1 or error.code is not Code.UNKNOWN_PUSH):
                         failed = grant
                 await self._env.clock.sleep(pause_seconds(attempt, self._env.random))
+        if grant is not None:
+            self._chunks.leave(self.inode, grant)
         raise GfsError(Code.TIMED_OUT, f"a write to inode {self.inode} could not be completed: {reason}")
 
     async def _grant(self, index: int, failed: ChunkGrant | None) -> ChunkGrant:

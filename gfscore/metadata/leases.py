@@ -98,6 +98,12 @@ class WriterTable:
             return False
         return self.remove(inode, client)
 
+    def is_last(self, inode: int, client: int, request: int) -> bool:
+        """Whether `release` would return True."""
+        writers = self._by_inode.get(inode, {})
+        _, latest = writers.get(client, (0, 0))
+        return latest <= request and not writers.keys() - {client}
+
     def remove(self, inode: int, client: int) -> bool:
         """`client` does not write `inode` any more. True when nobody does."""
         of_client = self._by_client.get(client)

@@ -1340,6 +1340,7 @@ class CommitRequest(_message.Message):
         MTIME_NS_FIELD_NUMBER: _builtins.int
         RELEASE_FIELD_NUMBER: _builtins.int
         UNUSED_CHUNK_FIELD_NUMBER: _builtins.int
+        UNSURE_FIELD_NUMBER: _builtins.int
         inode: _builtins.int
         size: _builtins.int
         mtime_ns: _builtins.int
@@ -1347,6 +1348,8 @@ class CommitRequest(_message.Message):
         release: _builtins.bool
         unused_chunk: _builtins.int
         """the first chunk, granted with the file and never written: given back"""
+        unsure: _builtins.bool
+        """the client does not know whether it has cut the file: the replicas have to be asked"""
         def __init__(
             self,
             *,
@@ -1355,10 +1358,11 @@ class CommitRequest(_message.Message):
             mtime_ns: _builtins.int = ...,
             release: _builtins.bool = ...,
             unused_chunk: _builtins.int = ...,
+            unsure: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["inode", b"inode", "mtime_ns", b"mtime_ns", "release", b"release", "size", b"size", "unused_chunk", b"unused_chunk"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["inode", b"inode", "mtime_ns", b"mtime_ns", "release", b"release", "size", b"size", "unsure", b"unsure", "unused_chunk", b"unused_chunk"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3380,12 +3384,15 @@ class BlocksReply(_message.Message):
     TAIL_CHECKSUM_FIELD_NUMBER: _builtins.int
     CLIENTS_FIELD_NUMBER: _builtins.int
     DOUBTFUL_FIELD_NUMBER: _builtins.int
+    DOUBT_FIELD_NUMBER: _builtins.int
     length: _builtins.int
     tail_checksum: _builtins.int
     clients: _builtins.bytes
     """the append table, opaque"""
     doubtful: _builtins.bool
     """a header page is damaged: all of this may be older than what was acknowledged"""
+    doubt: _builtins.int
+    """see PrepareReply.Item"""
     def __init__(
         self,
         *,
@@ -3393,10 +3400,11 @@ class BlocksReply(_message.Message):
         tail_checksum: _builtins.int = ...,
         clients: _builtins.bytes = ...,
         doubtful: _builtins.bool = ...,
+        doubt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "doubtful", b"doubtful", "length", b"length", "tail_checksum", b"tail_checksum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "doubt", b"doubt", "doubtful", b"doubtful", "length", b"length", "tail_checksum", b"tail_checksum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

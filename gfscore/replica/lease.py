@@ -70,7 +70,10 @@ class Lease:
             self.state = LeaseState.FAILED
 
     def revoke(self) -> None:
-        if self.state is not LeaseState.FAILED:
+        """The master takes it back. Before the replicas were made equal they differ, and who revokes has to know."""
+        if self.state is LeaseState.RECONCILING:
+            self.state = LeaseState.FAILED
+        elif self.state is not LeaseState.FAILED:
             self.state = LeaseState.REVOKED
 
     def release_if_idle(self, now: float, idle_seconds: float) -> bool:

@@ -13,6 +13,7 @@ import trio
 from gfscore.errors import Code, GfsError
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.replica.lease import LeaseState
+from gfscore.replica.reconcile import POWER_LOST
 from gfscore.rpc.transport import CallContext
 from gfscore.storage.chunk_store import Chunk
 from gfscore.storage.chunk_verify import PIECE_BYTES as VERIFY_BYTES
@@ -165,6 +166,8 @@ class Control:
         replicas = self._node.replicas
         replicas.found_damage(handle, error)
         answer.error = error.code
+        if error.code is Code.UNKNOWN_CHUNK and replicas.may_have_lost(handle, self._node.session.epoch):
+            answer.doubt = POWER_LOST
         if replicas.loaded(handle) is not None:
             answer.version, answer.length = replicas.current(handle) or (0, 0)
 

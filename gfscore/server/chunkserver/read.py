@@ -70,7 +70,9 @@ class Reads:
             finally:
                 replica.lock.release()
         context.reply_payload(table)
-        return pb.BlocksReply(length=length, tail_checksum=tail_checksum, clients=clients, doubtful=doubtful)
+        return pb.BlocksReply(
+            length=length, tail_checksum=tail_checksum, clients=clients, doubtful=doubtful, doubt=replica.doubt
+        )
 
     @contextmanager
     def _watched(self, handle: int) -> Iterator[None]:

@@ -232,8 +232,9 @@ class ReplicaTable:
         report = self.report(handle)
         return None if report is None or report.corrupt else report.version
 
-    async def take_copy(self, copy: IncomingCopy, version: int) -> None:
-        """A complete copy from another server becomes the replica, instead of an older or corrupt one [0069].
+    async def take_copy(self, copy: IncomingCopy, version: int, doubt: int) -> None:
+        """A complete copy from another server becomes the replica, instead of an older or corrupt one [0069]. `doubt`:
+        of its source.
 
         Like one found on the disk it takes no mutation before a new version. Raises GfsError(STALE_VERSION) when there
         is a good replica of this version or a later one by now.
@@ -254,7 +255,7 @@ class ReplicaTable:
             self.changed.add(handle)
             made = self._add(handle, chunk, SerialGate(closed=True))
             made.changed_beat = self.beat
-            made.doubt = RESTARTED  # what its source lacks, it lacks
+            made.doubt = max(doubt, RESTARTED)  # what its source lacks, it lacks
         finally:
             if before is not None:
                 before.lock.release()
@@ -280,14 +281,21 @@ class ReplicaTable:
             self.changed.discard(handle)
             self.corrupt.discard(handle)
             self.missing.discard(handle)
+            self.revoke_unseen(handle)
         finally:
             replica.lock.release()
             replica.wake()
 
+    def may_have_lost(self, handle: int, epoch: int) -> bool:
+        """A chunk that is not here may have been, though it was granted before the session of `epoch` or its file is
+        gone: who does not have it is no witness that nobody wrote to it."""
+        return handle in self.missing or (self.store.power_was_lost and handle < epoch)
+
     # ------------------------------------------------------------ leases that were taken back
 
     def revoke_unseen(self, handle: int) -> None:
-        """The lease on a chunk that was never used here is revoked: its grant may still be in a client's hands."""
+        """A chunk that is not here is not to be created by a fresh grant: its lease was revoked before it was used, or
+        a replica was here and is gone. The grant may still be in a client's hands."""
         self._revoked[handle] = None
         if len(self._revoked) > _REVOKED_MAX:
             oldest = next(iter(self._revoked))
@@ -364,6 +372,7 @@ class ReplicaTable:
             self.corrupt.discard(handle)
             self.missing.add(handle)
             self.changed.add(handle)
+            self.revoke_unseen(handle)
             self._beat_soon()
 
     def mark_corrupt(self, handle: int, reason: str) -> None:

@@ -105,7 +105,7 @@ class Replication:
         for number, source in enumerate(servers):
             others = servers[:number] + servers[number + 1 :]
             try:
-                await self._copy_from(source, others, request, reply, copy)
+                doubt = await self._copy_from(source, others, request, reply, copy)
                 break
             except SourceFailed as error:
                 failure = failure or error
@@ -114,7 +114,7 @@ class Replication:
             raise failure
         reply.length = await node.io.run(lambda: copy.chunk.length)
         if request.finish:
-            await node.replicas.take_copy(copy, request.version)
+            await node.replicas.take_copy(copy, request.version, doubt)
             del self._copies[handle]
             node.beat_soon()
             log.info(
@@ -125,11 +125,14 @@ class Replication:
     async def _copy_from(
         self, source: pb.Server, others: list[pb.Server], request: pb.ReplicateRequest, reply: pb.ReplicateReply,
         copy: IncomingCopy,
-    ) -> None:  # fmt: skip
+    ) -> int:  # fmt: skip
+        """How much the source may lack, see `gfscore.replica.reconcile`."""
         node = self._node
         try:
             async with node.peers.push(_address(source)) as stream:
-                await _Transfer(node, cast(Channel, stream), others, request, reply, copy.chunk).run()
+                transfer = _Transfer(node, cast(Channel, stream), others, request, reply, copy.chunk)
+                await transfer.run()
+                return transfer.doubt
         except GfsError as error:
             if error.code is Code.UNREACHABLE:  # the connection could not even be opened
                 raise SourceFailed(error) from error
@@ -152,6 +155,7 @@ class _Transfer:
         self._others = others
         self._request = request
         self._reply = reply
+        self.doubt = 0  # of the source
         self._chunk = chunk
         self._mended: dict[int, int] = {}  # block that the source could not read → its checksum elsewhere
         self._began = node.env.clock.boottime()
@@ -180,6 +184,7 @@ class _Transfer:
         reply, table = await _ask(self._source, "Blocks", request, None)
         if reply.doubtful:
             raise SourceFailed(GfsError(Code.CHECKSUM_MISMATCH, "how much the source has is not sure"))
+        self.doubt = reply.doubt
         return with_checksums(BlockState(reply.length, reply.tail_checksum, bytes(table), reply.clients), self._mended)
 
     async def _take(self, steps: list[CopyStep], clients: bytes) -> None:

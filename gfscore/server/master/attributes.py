@@ -9,11 +9,11 @@ from gfscore.env import Env
 from gfscore.errors import Code, GfsError
 from gfscore.metadata import policies, xattrs
 from gfscore.metadata.attributes import set_attributes
-from gfscore.metadata.chunks import file_handles, load_chunk
+from gfscore.metadata.chunks import file_handles, handle_at, load_chunk
 from gfscore.metadata.inodes import FileType, load, load_file
 from gfscore.metadata.keys import pack8
 from gfscore.metadata.lengths import Truncated, commit_length, truncate
-from gfscore.metadata.locks import inode_key
+from gfscore.metadata.locks import chunk_key, inode_key
 from gfscore.metadata.tables import INODES
 from gfscore.metadata.transaction import Transaction
 from gfscore.proto import gfs_pb2 as pb
@@ -78,7 +78,7 @@ class Attributes:
     def _set_plain(self, tx: Transaction, request: pb.SetAttrRequest, session: Session | None) -> None:
         """Everything but the size."""
         now_ns = self._env.clock.wall_ns()
-        if request.written and session is not None and self._lengths.counts(request.inode, session.client_id):
+        if request.written and session is not None and self._lengths.counts(request.inode, request.id):
             # Before the time is set: who finds these bytes later takes them for written later.
             commit_length(tx, request.inode, request.written, now_ns=now_ns, mtime_ns=0)
         atime_ns = request.atime_ns if request.HasField("atime_ns") else None
@@ -100,7 +100,12 @@ class Attributes:
 
     async def _set_size(self, request: pb.SetAttrRequest, session: Session | None) -> pb.AttrReply:
         inode = request.inode
-        async with self._locks.hold(lambda: ([LEASES], [inode_key(inode)])):
+
+        def keys() -> Keys:
+            handle = handle_at(self._state.tables, inode, request.size // self._chunk_size)
+            return [LEASES], [inode_key(inode), *([chunk_key(handle)] if handle else [])]
+
+        async with self._locks.hold(keys):
             if self._calls.outcome(request.id) is None:
                 await self._cut(request, session)
             record = load(self._state.tables, inode)
@@ -116,10 +121,10 @@ class Attributes:
         alone = session is not None and self._leases.is_sole_writer(inode, session.client_id)
         if record.length_pending and not (size == 0 and alone and not self._lengths.old_leases_possible):
             await self._lengths.settle([inode])
-        planned = truncate(
-            self._state.begin(), inode, size, chunk_size=self._chunk_size, now_ns=self._env.clock.wall_ns()
-        )
+        plan = self._state.begin()
+        planned = truncate(plan, inode, size, chunk_size=self._chunk_size, now_ns=self._env.clock.wall_ns())
         if planned.boundary is not None:
+            self._state.need_room_for(plan)
             await self._cut_boundary(inode, planned)
         for lease in self._leases.of_inode(inode):
             # The next grant tells its primary where appends begin now. Until then it is held: not to be forgotten.
@@ -152,7 +157,7 @@ class Attributes:
             await self._fencing.copy(inode, index, handle, truncate=keep)
             return
         fenced = (await self._fencing.fence([handle], truncate=keep))[handle]
-        unused = chunk.version == 1 and (fenced.missing or await self._fencing.never_used(handle))
+        unused = not chunk.used and (fenced.missing or await self._fencing.never_used(handle))
         if not fenced.servers and not unused:
             raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} can be reached: is its server up?")
 

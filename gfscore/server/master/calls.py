@@ -27,6 +27,7 @@ Operation = Callable[[], tuple[Any, Told]]
 class Calls:
     def __init__(self, state: MasterState, locks: Locks, sessions: Sessions) -> None:
         self.counts: Counter[str] = Counter()
+        self._repeated: set[tuple[int, int]] = set()  # (client, request) of changes that were carried out before
         self._state = state
         self._locks = locks
         self._sessions = sessions
@@ -43,31 +44,40 @@ class Calls:
             try:
                 reply = handler(request, context)
             except GfsError as error:
-                if not state.pending:
+                if not state.pending and not self._repeated:
                     raise
-                return self._raise_flushed(error)
-            if isinstance(reply, CoroutineType):
-                return self._await_flushed(reply)
+                return self._await_flushed(self._raise(error), request)
+            if isinstance(reply, CoroutineType) or self._repeated:
+                return self._await_flushed(reply, request)
             if state.pending:
                 return self._flushed(reply)
             return reply
 
         return call
 
-    async def _await_flushed(self, reply: Coroutine[Any, Any, Any]) -> Any:
+    async def _await_flushed(self, reply: Coroutine[Any, Any, Any] | Any, request: Any) -> Any:
         try:
             while isinstance(reply, CoroutineType):  # what had to queue may then find that it has to wait
                 reply = await reply
             return reply
         finally:
+            if self._repeated:
+                await self._others_know(request)
             await self._state.flushed()
+
+    async def _others_know(self, request: Any) -> None:
+        """A change that was carried out before is perhaps repeated because somebody is still being told of it."""
+        request_id = getattr(request, "id", None)
+        if isinstance(request_id, pb.RequestId) and _key(request_id) in self._repeated:
+            self._repeated.discard(_key(request_id))
+            for known in self._sessions.being_told():
+                await known.wait()
 
     async def _flushed(self, reply: Any) -> Any:
         await self._state.flushed()
         return reply
 
-    async def _raise_flushed(self, error: GfsError) -> Any:
-        await self._state.flushed()
+    async def _raise(self, error: GfsError) -> Any:
         raise error
 
     # ------------------------------------------------------------ for handlers
@@ -96,10 +106,17 @@ class Calls:
         """What came of this very request before, if it was carried out (rule 21). Raises BAD_MESSAGE for a late one."""
         if not request_id.client_id or not request_id.request_id:
             return None
-        return requests.outcome(self._state.tables, request_id.client_id, request_id.request_id)
+        found = requests.outcome(self._state.tables, request_id.client_id, request_id.request_id)
+        if found is not None:
+            self._repeated.add(_key(request_id))
+        return found
 
     def commit(self, tx: Transaction, request_id: pb.RequestId, *outcome: int) -> None:
         """Apply a change, with its outcome in the same record."""
         if request_id.client_id and request_id.request_id:
             requests.remember(tx, request_id.client_id, request_id.request_id, request_id.done_below, outcome)
         self._state.commit(tx)
+
+
+def _key(request_id: pb.RequestId) -> tuple[int, int]:
+    return request_id.client_id, request_id.request_id

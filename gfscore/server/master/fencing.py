@@ -48,6 +48,7 @@ class Fenced:
     length: int = 0
     equal: bool = False
     missing: list[str] = field(default_factory=list)  # servers that never had the chunk
+    lost: list[str] = field(default_factory=list)  # servers without it that lost power since it was granted
     doubts: dict[str, Doubt] = field(default_factory=dict)
 
     def best_first(self, complaints: Collection[str] = (), former: str = "") -> list[ServerState]:
@@ -165,8 +166,10 @@ class Fencing:
             return not ids
         results = {handle: Fenced()}
         await self._try([_Attempt(handle, chunk.version, dict.fromkeys(servers, chunk.version))], None, results)
-        missing = results[handle].missing
-        return len(missing) == len(ids) if unanimous else bool(missing) and not results[handle].servers
+        found = results[handle]
+        if len(found.missing) + len(found.lost) == len(ids):
+            return True
+        return not unanimous and bool(found.missing) and not found.servers
 
     def _attempts(self, handles: list[int], exclude: Collection[str]) -> list[_Attempt]:
         attempts = []
@@ -221,7 +224,7 @@ class Fencing:
                     held[server] = answer.version
                     settled = False
             elif answer.error is Code.UNKNOWN_CHUNK:
-                result.missing.append(server.id)
+                (result.lost if answer.doubt else result.missing).append(server.id)
             else:
                 log.warning(
                     "event=prepare_refused chunk=%016x server=%s code=%s has_version=%d",

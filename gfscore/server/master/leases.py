@@ -167,7 +167,8 @@ class LeaseBook:
 
     def is_clean(self, inode: int) -> bool:
         """All replicas of the file's chunks are equal, or a primary sees to it."""
-        return not self.unclean_of(inode) and not any(lease.broken for lease in self.of_inode(inode))
+        leases = self.of_inode(inode)  # first: a lease that it finds to be over leaves its chunk unclean
+        return not self.unclean_of(inode) and not any(lease.broken for lease in leases)
 
     def drop_client(self, client: int) -> list[int]:
         """The session is over. The inodes that nobody writes any more: their lengths have to be settled."""

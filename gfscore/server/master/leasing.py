@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 
-import trio
-
 from gfscore.env import Env
 from gfscore.errors import Code, GfsError
 from gfscore.metadata.chunks import (
@@ -58,7 +56,6 @@ class Leasing:
         self._signer = signer
         self._defaults = defaults
         self._chunk_size = chunk_size
-        self._telling: dict[int, set[trio.Event]] = {}  # inode → when others know what a lease on it has changed
 
     # ------------------------------------------------------------ fresh chunks, without an await
 
@@ -104,6 +101,7 @@ class Leasing:
             return [LEASES, inode_key(request.inode)], [chunk_key(handle)] if handle else []
 
         async with self._locks.hold(keys):
+            self._sessions.of_change(request.id, context)  # it may have ended while this waited
             before = load_file(self._state.tables, request.inode)
             refuse_in_trash(self._state.tables, before, session)
             index = self._index(request)
@@ -112,7 +110,6 @@ class Leasing:
                 self._leases.left.discard(request.inode)
             with self._leases.looking(request.inode):
                 lease, chunks_changed = await self._find_or_grant(request, before, index)
-            self._sessions.of_change(request.id, context)  # which may have ended meanwhile
             lease.granted_at = self._env.clock.boottime()
             lease.repeated = lease.repeated or client in lease.given
             lease.given.add(client)
@@ -122,6 +119,7 @@ class Leasing:
                 self._state.commit(tx)
             former = self._leases.writers.add(request.inode, client, request.id.request_id)
             self._sessions.watch(session, request.inode)
+            ended = self._sessions.end_again(session)
         sole_writer = self._leases.is_sole_writer(request.inode, client)
         reply = pb.LeaseReply(
             grant=lease.grant,
@@ -137,28 +135,21 @@ class Leasing:
             # Before this answer has reached who asks, another client may get a grant of the file, and write.
             told = self._sessions.told([item], session if sole_writer else None)
         await self._tell(request.inode, told)
+        if ended:
+            raise GfsError(Code.UNKNOWN_SESSION, f"client {client} has no session here any more: say hello again")
         return reply
 
     async def _tell(self, inode: int, told: Told) -> None:
-        """Returns when all have forgotten what this lease has changed, and those on the file that were given before.
+        """Returns when all have forgotten what this lease has changed, and whatever changed in the file before.
 
         Who gets a grant changes the file without a word to the master: nobody may take for right by then what an
-        earlier lease made wrong.
+        earlier change made wrong.
         """
-        earlier = list(self._telling.get(inode, ()))
+        earlier = self._sessions.being_told(inode)
         if told:
-            known = trio.Event()
-            telling = self._telling.setdefault(inode, set())
-            telling.add(known)
-            try:
-                await self._sessions.tell(told)
-            finally:
-                known.set()
-                telling.discard(known)
-                if not telling:
-                    self._telling.pop(inode, None)
-        for event in earlier:
-            await event.wait()
+            await self._sessions.tell(told)
+        for known in earlier:
+            await known.wait()
 
     def _index(self, request: pb.LeaseRequest) -> int:
         """Which chunk is meant. The last one is where the file ends, a hole there included."""
@@ -252,7 +243,8 @@ class Leasing:
         fenced = (await self._fencing.fence([handle], exclude=again))[handle]
         if not fenced.servers:
             length_known = record.size > index * self._chunk_size
-            if chunk.version == 1 and await self._nobody_wrote(handle, fenced, length_known):
+            used = load_chunk(self._state.tables, handle).used
+            if not used and await self._nobody_wrote(handle, fenced, length_known):
                 return self._replace_fresh(record, index, handle, list(request.avoid))
             raise GfsError(Code.NOT_READY, f"no replica of chunk {handle:016x} can be reached: is its chunkserver up?")
         former = lease.primary.id if lease is not None else ""

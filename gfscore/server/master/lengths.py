@@ -103,12 +103,17 @@ class Lengths:
             tx = self._state.begin()
             items: list[Item] = []
             now_ns = self._env.clock.wall_ns()
+            writers = self._leases.writers
+            released: list[int] = []
+            settled: list[int] = []
+            unused: list[int] = []
             for length in request.lengths:
                 try:
-                    counts = self.counts(length.inode, client)
+                    counts = self.counts(length.inode, request.id)
                     set_at = self._leases.times_set.get(length.inode, 0)
-                    writers = self._leases.writers
-                    nobody_left = length.release and writers.release(length.inode, client, request.id.request_id)
+                    if length.unsure and length.inode in writers.inodes(client):
+                        self._leases.left.add(length.inode)  # as if it had disappeared
+                    nobody_left = length.release and writers.is_last(length.inode, client, request.id.request_id)
                     if nobody_left and not self._is_settled(length.inode):
                         self.unsettled.add(length.inode)
                         nobody_left = False
@@ -122,11 +127,12 @@ class Lengths:
                     )
                     if record.length_pending or not counts:
                         reply.pending.append(length.inode)
+                    if length.release:
+                        released.append(length.inode)
                     if nobody_left:
-                        self._leases.all_known.discard(length.inode)
-                        self._leases.times_set.pop(length.inode, None)
-                        if length.unused_chunk:
-                            self._take_back(tx, length.inode, length.unused_chunk, client)
+                        settled.append(length.inode)
+                        if self._take_back(tx, length.inode, length.unused_chunk, client):
+                            unused.append(length.unused_chunk)
                 except GfsError as error:
                     if error.code is not Code.STALE_INODE:
                         raise
@@ -134,6 +140,14 @@ class Lengths:
                 if self._sessions.watched(length.inode, session):
                     items.append(Item(inode=length.inode, attr=True))
             self._calls.commit(tx, request.id)
+            for inode in released:
+                writers.release(inode, client, request.id.request_id)
+            for inode in settled:
+                self._leases.all_known.discard(inode)
+                self._leases.times_set.pop(inode, None)
+            for handle in unused:
+                self._leases.drop(handle, clean=True)
+            self._servers.freed(unused)
             return reply, self._sessions.told(items, session)
 
         return self._calls.quick(keys, operation)
@@ -148,23 +162,22 @@ class Lengths:
         leases = self._leases
         return leases.knows_length(inode) and leases.is_clean(inode) and not leases.is_looking(inode)
 
-    def _take_back(self, tx: Transaction, inode: int, handle: int, client: int) -> None:
-        """The first chunk, granted with the file and used by nobody: no replica of it was ever made.
+    def _take_back(self, tx: Transaction, inode: int, handle: int, client: int) -> bool:
+        """The first chunk, granted with the file and used by nobody: no replica of it was ever made. Whether it goes.
 
         Only where no other client ever had the grant: one that did may have written, and have released since.
         """
         lease = self._leases.find(handle)
-        if lease is not None and lease.fresh and lease.given <= {client} and drop_fresh_chunk(tx, inode, 0, handle):
-            self._leases.drop(handle, clean=True)
-            self._servers.freed([handle])
+        alone = lease is not None and lease.fresh and lease.given <= {client}
+        return alone and drop_fresh_chunk(tx, inode, 0, handle)
 
-    def counts(self, inode: int, client: int) -> bool:
-        """Whether the length that `client` commits may be true: a file that was cut since it wrote must not grow back.
+    def counts(self, inode: int, request_id: pb.RequestId) -> bool:
+        """Whether the length that a writer commits is true: a file that was cut since it wrote must not grow back.
 
-        After a restart the writers are not known; then a length that is pending is taken from anybody.
+        Not that of one who became a writer later than he asked, and, after a restart, not before he has asked for a
+        lease again: then the replicas know the length.
         """
-        writers = self._leases.writers.writers(inode)
-        return client in writers or (not writers and load_file(self._state.tables, inode).length_pending)
+        return 0 < self._leases.writers.since(inode, request_id.client_id) <= request_id.request_id
 
     # ------------------------------------------------------------ asking the replicas
 
@@ -273,6 +286,8 @@ class Lengths:
         for file in files:
             for lease in file.leases:
                 if lease.fresh and lease.handle not in lengths and lease.primary not in silent:
+                    if load_chunk(self._state.tables, lease.handle).used:
+                        continue  # its primary has lost it; others have it
                     asked.setdefault(lease.primary, []).append(lease.handle)
                     places[lease.handle] = _Place(file.inode, lease.index, lease.handle)
         found = await self._chunk_calls.inspect(asked) if asked else {}

@@ -175,7 +175,7 @@ class Namespace:
         inode, handle = outcome
         reply = pb.CreateReply(attr=attr_of(load(self._state.tables, inode)))
         lease = self._leases.find(handle) if handle else None
-        if lease is not None and session is not None:
+        if lease is not None and session is not None and inode in self._leases.writers.inodes(session.client_id):
             reply.grant.CopyFrom(lease.grant)
             reply.writer_since = self._leases.writers.since(inode, session.client_id)
         return reply

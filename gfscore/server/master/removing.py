@@ -221,8 +221,7 @@ class Removing:
                 _, removed = decide(self._state.begin(), hold)
                 held = False
                 if removed is not None and ask_first(removed):
-                    told = self._sessions.told([Item(inode=removed.inode, attr=True, unlinked=True)], session)
-                    held = bool(await self._sessions.tell(told))
+                    held = bool(await self._sessions.ask_who_holds([removed.inode], session))
                 tx = self._state.begin()
                 result, removed = decide(tx, hold or held or unasked(removed))
                 reply, told = finish(tx, result, removed)

@@ -82,6 +82,9 @@ class Reports:
                 self._first_seen.add(handle)
         elif version < chunk.version:
             servers.remove_replica(handle, server.id, version)
+            if not version:  # it was there, and is gone
+                self._first_seen.add(handle)
+                self._end_lease(server, handle)
         else:
             with put_off_when_full():
                 self._adopt(server, handle, version)
@@ -95,6 +98,12 @@ class Reports:
             self._servers.dirty.update(self._first_seen)
             self._first_seen.clear()
 
+    def _end_lease(self, server: ServerState, handle: int) -> None:
+        """A member of it has lost its replica. Above all when that is the primary: the next grant is another one's."""
+        lease = self._leases.find(handle)
+        if lease is not None and any(member.id == server.id for member in lease.replicas):
+            lease.broken = True
+
     def _corrupt(self, server: ServerState, handle: int) -> None:
         """A replica that is damaged: not read from, in no new set, and deleted only when another is there [00127]."""
         if self._servers.stale.get(handle, {}).get(server.id) == CORRUPT:
@@ -102,9 +111,7 @@ class Reports:
         log.warning("event=corrupt_replica chunk=%016x server=%s", handle, server.id)
         self._servers.remove_replica(handle, server.id, CORRUPT)
         self._first_seen.add(handle)
-        lease = self._leases.find(handle)
-        if lease is not None and any(member.id == server.id for member in lease.replicas):
-            lease.broken = True  # above all when it is the primary: the next grant is another one's
+        self._end_lease(server, handle)
         if not self._servers.replicas(handle):
             log.error("event=no_undamaged_replica chunk=%016x", handle)
 

@@ -9,7 +9,8 @@ that it was told about open, and such a file is kept for it when it loses its la
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import trio
 
@@ -69,6 +70,7 @@ class Sessions:
         self._by_id: dict[int, Session] = {}
         self._by_channel: dict[Channel, Session] = {}
         self._ended: set[int] = set()  # clients whose requests are still to be forgotten
+        self._telling: dict[int, set[trio.Event]] = {}  # inode → call-backs under way that name it
         self._watchers: dict[int, Session | tuple[Session, ...]] = {}  # one session, or several: most have one
         # Clients of before a restart, until they say hello; their requests are remembered so long.
         now = env.clock.boottime()
@@ -166,6 +168,7 @@ class Sessions:
         for session in [s for s in self._by_id.values() if s.channel is None and s.heard < before]:
             del self._by_id[session.client_id]
             self._forget_all(session)
+            session.caching = False  # what it is still being told it does not keep
             self._ended.add(session.client_id)
             log.info("event=client_expired client=%d name=%r", session.client_id, session.name)
             self.on_expired(session)
@@ -178,6 +181,13 @@ class Sessions:
             for client_id in list(self._ended):
                 self._forget_requests(client_id)
                 self._ended.discard(client_id)
+
+    def end_again(self, session: Session | None) -> bool:
+        """Whether it has ended: then what it was given since has to be cleared away, too."""
+        if session is None or self._by_id.get(session.client_id) is session:
+            return False
+        self.on_expired(session)
+        return True
 
     def _forget_requests(self, client_id: int) -> None:
         tx = self._state.begin()
@@ -211,6 +221,13 @@ class Sessions:
             self.watch_directory(session, record.inode)
         else:
             self.watch(session, record.inode)
+
+    def unwatch(self, session: Session, inode: int) -> None:
+        """`session` has forgotten a file, and need not be told of it any more."""
+        if inode in session.files or inode in session.evicting:
+            session.files.pop(inode, None)
+            session.evicting.discard(inode)
+            self._remove(session, inode)
 
     def forget(self, inode: int) -> None:
         """The inode is gone; nobody need be told of anything any more."""
@@ -290,14 +307,55 @@ class Sessions:
         A session that cannot answer is dropped; what it might have open is kept until it expires or comes back.
         """
         held: set[int] = set()
-        if len(told) == 1:
-            for session, items in told.items():
-                await self._tell_one(session, items, held)
+        with self._noted({item.inode for items in told.values() for item in items}):
+            if len(told) == 1:
+                for session, items in told.items():
+                    await self._tell_one(session, items, held)
+                return held
+            async with trio.open_nursery() as nursery:
+                for session, items in told.items():
+                    nursery.start_soon(self._tell_one, session, items, held)
             return held
-        async with trio.open_nursery() as nursery:
-            for session, items in told.items():
-                nursery.start_soon(self._tell_one, session, items, held)
+
+    async def ask_who_holds(self, inodes: list[int], author: Session | None) -> set[int]:
+        """Which of these inodes, about to lose their last name, somebody else has open.
+
+        Who has not is told of them no more. Whoever was told of one meanwhile (it was listed, or the client came back)
+        may have opened it since, and is asked too.
+        """
+        held: set[int] = set()
+        items = [Item(inode=inode, attr=True, unlinked=True) for inode in inodes]
+        while told := self._unasked(items, author):
+            held |= await self.tell(told)
+            for session, asked in told.items():
+                for inode in {item.inode for item in asked}.difference(session.held):
+                    self.unwatch(session, inode)
         return held
+
+    def _unasked(self, items: list[Item], author: Session | None) -> Told:
+        told = self.told(items, author)
+        unasked = {session: [item for item in its if item.inode not in session.held] for session, its in told.items()}
+        return {session: its for session, its in unasked.items() if its}
+
+    @contextmanager
+    def _noted(self, inodes: set[int]) -> Iterator[None]:
+        known = trio.Event()
+        for inode in inodes:
+            self._telling.setdefault(inode, set()).add(known)
+        try:
+            yield
+        finally:
+            known.set()
+            for inode in inodes:
+                self._telling[inode].discard(known)
+                if not self._telling[inode]:
+                    del self._telling[inode]
+
+    def being_told(self, inode: int | None = None) -> list[trio.Event]:
+        """When those know who are being told of something now: of this inode, or at all."""
+        if inode is not None:
+            return list(self._telling.get(inode, ()))
+        return list(set[trio.Event]().union(*self._telling.values()))
 
     async def _tell_one(self, session: Session, items: list[Item], held: set[int]) -> None:
         reply = await self._ask(session, items)
@@ -309,10 +367,9 @@ class Sessions:
 
     async def _ask(self, session: Session, items: list[Item]) -> pb.InvalidateReply | None:
         """What the client answers; None if it cannot: it has to ask anew for all it knows when it is back."""
-        channel = session.channel
-        if channel is not None:
+        request = pb.InvalidateRequest(items=items)
+        while (channel := session.channel) is not None:
             try:
-                request = pb.InvalidateRequest(items=items)
                 reply, _ = await channel.call("Invalidate", request, timeout=_ANSWER_SECONDS)
                 return reply  # type: ignore[no-any-return]
             except GfsError as error:

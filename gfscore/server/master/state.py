@@ -97,6 +97,10 @@ class MasterState:
         """For who has to do something that cannot be undone before `size` bytes are logged. Raises NO_SPACE."""
         self._need_room(size, [])
 
+    def need_room_for(self, tx: Transaction) -> None:
+        """As `need_room`, before this change. Raises NO_SPACE."""
+        self._need_room(len(encode_batch(tx.batch)) + FRAME_BYTES, tx.batch)
+
     def _need_room(self, size: int, batch: Batch) -> None:
         """What the log keeps ahead is for what must go on when the disk is full: removing, leases, sessions."""
         log_file = self._recovered.log

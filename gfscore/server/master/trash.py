@@ -164,9 +164,7 @@ class Trash:
             return name_keys(tables, *names, writes=[inode_key(item.inode) for item in unwanted])
 
         async with self._locks.hold(keys):
-            known = [item.inode for item in unwanted if sessions.watched(item.inode, None)]
-            asked = sessions.told([Item(inode=inode, attr=True, unlinked=True) for inode in known], None)
-            held = await sessions.tell(asked) if asked else set()
+            held = await sessions.ask_who_holds([item.inode for item in unwanted], None)
             tx = self._state.begin()
             removed = []
             for item in unwanted:

@@ -13,6 +13,7 @@ from gfscore.checksum import crc32c
 from gfscore.errors import Code, GfsError
 from gfscore.ids import BLOCK_BYTES
 from gfscore.proto import gfs_pb2 as pb
+from gfscore.replica.reconcile import NO_DOUBT, POWER_LOST
 
 HANDLE = 77
 
@@ -190,3 +191,14 @@ async def test_a_wish_to_delete_the_older_replica_spares_the_copy_that_takes_its
     await trio.sleep(10)
     cluster.disk_time["c"].seconds = 0.0
     assert await cluster.equal(HANDLE, 2, hosts="abc") == b"on all three"
+
+
+async def test_a_copy_is_as_doubtful_as_its_source(cluster: Any, autojump_clock: Any) -> None:
+    """What a power cut took from the source, the copy lacks too: it must not become primary over a better one."""
+    grant = cluster.grant(HANDLE, hosts="ab")
+    await cluster.write(grant, [(0, b"on the disk")], sync=True)
+    await cluster.kill_server("a")
+    cluster.disks["a"].crash(Random(1))
+    await cluster.start_server("a")
+    await replicate(cluster, finish=True)
+    assert [item.doubt for item in await cluster.prepare(HANDLE, 2, hosts="abc")] == [POWER_LOST, NO_DOUBT, POWER_LOST]

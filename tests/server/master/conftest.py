@@ -37,7 +37,7 @@ class TwinServer:
         self.leases: dict[int, int] = {}  # handles of which this is the primary → length there
         self.epoch = 0
         self.incarnation = 1
-        self.doubt = 0  # of all its replicas
+        self.doubt = 0  # of all its replicas, and of those that it lacks
         self.collected: list[int] = []
         self.asked: list[str] = []
         self.before: Callable[[str], Awaitable[None]] | None = None  # called before each answer
@@ -95,7 +95,7 @@ class TwinServer:
         for item in request.items:
             version, length = self.replicas.get(item.handle, (0, 0))
             if not version:
-                reply.items.add(error=Code.UNKNOWN_CHUNK)
+                reply.items.add(error=Code.UNKNOWN_CHUNK, doubt=self.doubt)
                 continue
             if version not in (item.old_version, item.version):
                 reply.items.add(error=Code.STALE_VERSION, version=version, length=length)
