@@ -14,7 +14,7 @@ from typing import Any
 import trio
 
 import gfscore.client.appender as appender
-import gfscore.client.cache as cache
+import gfscore.client.attributes as attributes
 import gfscore.metadata.snapshot as snapshot
 import gfscore.replica.lease as lease
 import gfscore.server.chunkserver.applying as applying
@@ -322,7 +322,11 @@ def failed_secondary_ignored() -> AbstractContextManager[None]:
 @_planted("operator", "kills")
 def lower_bound_taken_for_length() -> AbstractContextManager[None]:
     """A client takes what the master said of a file that others write for its length."""
-    return _patched((cache.NamespaceCache, "forget_pending", lambda self, inode: None))
+
+    async def ask_length(self: Any, attr: Any, reply: Any) -> bool:
+        return True
+
+    return _patched((attributes.Attributes, "_ask_length", ask_length))
 
 
 @_planted("kills", "operator", "network")
