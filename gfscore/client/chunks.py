@@ -31,6 +31,9 @@ class ChunkGrant:
         self.body = pb.GrantBody.FromString(grant.body)
         self.primary = next(server for server in self.body.replicas if server.id == self.body.primary)
 
+    def is_newer(self, other: ChunkGrant) -> bool:
+        return (self.body.handle, self.body.version) > (other.body.handle, other.body.version)
+
     def is_same(self, other: ChunkGrant | None) -> bool:
         """Of the same version: one answer of the master may be given several times."""
         return other is not None and self.body.handle == other.body.handle and self.body.version == other.body.version
@@ -148,7 +151,9 @@ class Chunks:
         the answer is for the last one. Raises GfsError: FILE_TOO_LARGE."""
         _check_index(index)
         key = (inode, index)
-        failed = failed or self._unsure.get(key)
+        left = self._unsure.get(key)
+        if left is not None and (failed is None or left.is_newer(failed)):
+            failed = left
         while True:
             known = self.known_grant(inode, index)
             if known is not None and not known.is_same(failed):
@@ -191,6 +196,8 @@ class Chunks:
             asked, given_back = self._cache.moment, self._given_back.get(request.inode, 0)
             try:
                 reply = await self._session.change("Lease", request)
+                if reply.grant.body:
+                    self.on_writer(request.inode, reply.writer_since)  # whether it is used or not
                 if given_back == self._given_back.get(request.inode, 0):
                     return self._granted(request, reply, asked)
             finally:
@@ -202,7 +209,6 @@ class Chunks:
     def _granted(self, request: pb.LeaseRequest, reply: pb.LeaseReply, asked: int) -> ChunkGrant:
         if not reply.grant.body:
             raise GfsError(Code.NO_SERVERS, "no chunkserver can take this chunk")
-        self.on_writer(request.inode, reply.writer_since)
         crossed = self._cache.crossed(asked, request.inode)
         grant = ChunkGrant(reply.grant, reply.index, once=crossed)
         if crossed:

@@ -110,10 +110,10 @@ class Client(NamespaceOperations):
         state = self._files.open(inode, write=True)
         try:
             state.uncommitted = True  # the master counts this client among the writers until it hears otherwise
-            failed: ChunkGrant | None = None
+            grant: ChunkGrant | None = None
             for attempt in range(_RECONCILE_ATTEMPTS):
                 try:
-                    grant = await self._chunks.grant(inode, index, failed)
+                    grant = await self._chunks.grant(inode, index, grant)
                     acknowledge = self._files.attempt(state)
                     reply = await self._mutator.write(grant, [], [], 0, sync=True)
                     acknowledge(index * self.chunk_size + reply.length)
@@ -121,7 +121,6 @@ class Client(NamespaceOperations):
                 except GfsError as error:
                     if not error.retryable or attempt + 1 == _RECONCILE_ATTEMPTS:
                         raise
-                    failed = self._chunks.known_grant(inode, index)
                     await self._env.clock.sleep(pause_seconds(attempt, self._env.random))
         finally:
             await self._files.close(state, write=True)

@@ -282,6 +282,7 @@ class Files:
         if state is None:
             return
         state.uncommitted = True  # until the master is told that the writing is over
+        state.changes += 1  # with a Commit that is sent from now on
         if since > state.writes_since:
             state.writes_since = since
             state.agree()
@@ -436,8 +437,8 @@ class Files:
                 state.commits.remove(over)
             over.set()
         alone = {inode for inode in alone if not self._cache.crossed(asked, inode)}  # another writer may have come
-        for state, seen in zip(states, changes, strict=True):
-            state.unsure = False
+        for state, seen, length in zip(states, changes, request.lengths, strict=True):
+            state.unsure = state.unsure and not length.unsure
             if state.changes == seen:
                 self._committed(state, release, state.inode not in pending, state.inode in alone)
 

@@ -231,6 +231,8 @@ class FileWriter:
                 except GfsError as error:
                     attempt += 1
                     if not worth_another_try(error, attempt, from_chunkserver=granted):
+                        if failed is not None:
+                            self._chunks.leave(self.inode, failed)
                         raise
                     reason = error
                     if granted and (attempt > 1 or error.code is not Code.UNKNOWN_PUSH):

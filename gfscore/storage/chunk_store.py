@@ -65,7 +65,9 @@ class ChunkStore:
         self._opened: OrderedDict[int, Chunk] = OrderedDict()
         self._directories: set[str] = set()
         self._new_directories: set[str] = set()  # whose names are not durable yet
-        self.power_was_lost = False  # since the last life of this store; known from `open_all` on
+        self.power_was_lost = self.booted_since = (
+            False  # since its last life (`open_all`), with chunks in it or without
+        )
         self._power_lost = False  # and not every chunk was looked at since
         self._failure: str | None = None
         self._bytes = 0
@@ -83,9 +85,9 @@ class ChunkStore:
             # What the last life made and did not live to sync.
             self.disk.sync_directory(_ROOT)
             self.disk.sync_directory("")
-            self.power_was_lost = self._power_lost = not same_boot(self.disk, self._boot_id)
+            self.booted_since = self._power_lost = not same_boot(self.disk, self._boot_id)
+            self.power_was_lost = self._power_lost and bool(self._chunks)
             if not self._chunks:
-                self.power_was_lost = False
                 self._all_settled()
             self._replay(self.journal.read())
         except OSError as error:

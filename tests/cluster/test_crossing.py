@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from test_storage_faults import fill, fill_master
 
 from gfscore.client import ROOT_INODE, AttrChanges, Client, Code, FileType, GfsError
 from gfscore.client.paths import Paths
+from gfscore.server.master.leasing import Leasing
 
 
 def _refuse(client: Client, method: str) -> None:
@@ -348,3 +350,143 @@ async def test_a_sync_leaves_no_writer_behind(autojump_clock: trio.testing.MockC
             await more.write(0, b"x")
             await more.flush()
             assert file.inode in third._chunks.sole_writer, "somebody else counts as a writer for ever"
+
+
+@pytest.mark.parametrize("lease_first", [True, False])
+async def test_commit_answer_behind_a_lease_leaves_no_writer(
+    lease_first: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    """fsync through a handle for reading, two chunks; between its two leases the file is released with another one.
+    Both answers wait for a slow reader, and are taken in in the other order."""
+    async with (
+        memory_cluster(server_options=EAGER, trash_seconds=0) as cluster,
+        cluster.client("writer") as writer,
+    ):
+        _, file = await writer.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        await file.write(0, bytes(CHUNK_BYTES + 10))
+        await file.close()
+        await trio.sleep(150)
+        change, committed, granted = writer._session.change, trio.Event(), trio.Event()
+        write, leases = writer._mutator.write, []
+
+        async def crossed(method: str, request: Any) -> Any:
+            reply = await change(method, request)
+            if method == "Commit" and not committed.is_set():
+                committed.set()  # the master has it
+                if lease_first:
+                    await granted.wait()
+                    await trio.sleep(0.1)
+            if method == "Lease":
+                leases.append(request.index)
+                if len(leases) == 2:
+                    granted.set()
+            return reply
+
+        async def slow(grant: Any, *more: Any, **options: Any) -> Any:
+            if grant.index == 0:
+                await committed.wait()
+            else:
+                await trio.sleep(0.5)  # a disk
+            return await write(grant, *more, **options)
+
+        writer._mutator.write = slow  # type: ignore[method-assign]
+        file = await writer.open(file.inode)
+        writer._session.change = crossed  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(file.fsync)
+            while not leases:
+                await trio.sleep(0)
+            writer._files._closed_files.set()  # another file is closed
+        assert leases == [0, 1]
+        writer._session.change = change  # type: ignore[method-assign]
+        await file.close()
+        await trio.sleep(300)
+        async with cluster.client("third") as third:
+            more = await third.open(file.inode, write=True)
+            await more.write(0, b"x")
+            await more.flush()
+            assert file.inode in third._chunks.sole_writer, "somebody else counts as a writer for ever"
+
+
+async def test_a_lease_that_was_overtaken_by_a_release_and_then_refused(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The master looks for the grant of an fsync through a handle for reading (a server is slow to prepare); meanwhile
+    the file is released together with another one. Asked again, the grant is refused: the disk is full."""
+    async with (
+        memory_cluster(server_options=EAGER, trash_seconds=0) as cluster,
+        cluster.client("writer") as writer,
+    ):
+        _, file = await writer.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        await file.write(0, bytes(10))
+        await file.close()
+        await trio.sleep(150)
+        find, calls = Leasing._find_or_grant, []
+
+        async def slow(self: Any, *more: Any) -> Any:
+            calls.append(1)
+            if len(calls) > 1:
+                raise GfsError(Code.NO_SPACE, "the disk of the master is full")
+            await trio.sleep(2)
+            return await find(self, *more)
+
+        monkeypatch.setattr(Leasing, "_find_or_grant", slow)
+        file = await writer.open(file.inode)
+        async with trio.open_nursery() as nursery:
+
+            async def sync() -> None:
+                with suppress(GfsError):
+                    await file.fsync()
+
+            nursery.start_soon(sync)
+            await trio.sleep(0.5)
+            writer._files._closed_files.set()  # another file is closed
+        monkeypatch.setattr(Leasing, "_find_or_grant", find)
+        assert len(calls) == 2
+        await file.close()
+        await trio.sleep(300)
+        async with cluster.client("third") as third:
+            more = await third.open(file.inode, write=True)
+            await more.write(0, b"x")
+            await more.flush()
+            assert file.inode in third._chunks.sole_writer, "somebody else counts as a writer for ever"
+
+
+async def test_an_older_commit_does_not_make_a_truncation_sure(autojump_clock: trio.testing.MockClock) -> None:
+    """A truncation is given up (it never reached the master); a Commit of an fsync was sent before that and is answered
+    after; the one that says `unsure` is refused for want of room."""
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        _, file = await one.create_file(ROOT_INODE, b"file", 0o644, 1, 1)
+        await file.write(0, b"x" * 1000)
+        await file.flush()
+        change, given_up, refused = one._session.change, trio.Event(), []
+
+        async def faulty(method: str, request: Any) -> Any:
+            if method == "SetAttr":
+                await trio.sleep(5)
+                raise GfsError(Code.TIMED_OUT, "gave up SetAttr")
+            if method == "Commit" and request.lengths[0].unsure and not refused:
+                refused.append(1)
+                raise GfsError(Code.NO_SPACE, "the disk of the master is full")
+            reply = await change(method, request)
+            if method == "Commit" and not given_up.is_set():
+                await given_up.wait()
+                await trio.sleep(1)
+            return reply
+
+        one._session.change = faulty  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+
+            async def cut() -> None:
+                with pytest.raises(GfsError):
+                    await one.setattr(file.inode, AttrChanges(size=10))
+                given_up.set()
+
+            nursery.start_soon(cut)
+            await trio.sleep(1)
+            nursery.start_soon(file.fsync)
+        one._session.change = change  # type: ignore[method-assign]
+        assert refused
+        await file.close()
+        await trio.sleep(30)
+        assert await Paths(two).read("/file") == b"x" * 1000

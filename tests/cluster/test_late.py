@@ -83,6 +83,60 @@ async def test_a_write_that_was_given_up_comes_after_nothing(autojump_clock: tri
             assert (await Paths(reader).read("/file", 70_000, 3)) == b"222"
 
 
+async def test_a_write_that_was_given_up_for_want_of_room_comes_after_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The next try ends in a definite refusal by the master, not by time."""
+    async with memory_cluster() as cluster, cluster.client("one") as one:
+        _, file = await one.create_file(ROOT_INODE, b"file", 0o644, 1, 1)
+        await file.write(0, b"0" * 100_000)
+        await file.fsync()
+        call, held, change = one._servers.call, [], one._session.change
+        full: list[int] = []
+
+        async def slow(lane: str, server: Any, method: str, request: Any, *more: Any, **options: Any) -> Any:
+            if method == "Write" and request.extents and not held:
+                held.append((lane, server, method, request, *more))
+                await trio.sleep(10)
+                full.append(1)
+                raise GfsError(Code.UNREACHABLE, "did not answer Write in time")
+            return await call(lane, server, method, request, *more, **options)
+
+        async def changed(method: str, request: Any) -> Any:
+            if method == "Lease" and full:
+                raise GfsError(Code.NO_SPACE, "the disk of the master is full")
+            return await change(method, request)
+
+        one._servers.call = slow  # type: ignore[method-assign]
+        one._session.change = changed  # type: ignore[method-assign]
+        await file.write(70_000, b"1" * 100)
+        with pytest.raises(GfsError) as caught:
+            await file.flush()
+        assert caught.value.code is Code.NO_SPACE
+        one._session.change = change  # type: ignore[method-assign]
+        await file.write(70_000, b"2" * 100)
+        await file.fsync()
+        with pytest.raises(GfsError):
+            await call(*held[0])  # now it arrives
+        async with cluster.client("reader") as reader:
+            assert (await Paths(reader).read("/file", 70_000, 3)) == b"222"
+
+
+async def test_what_was_left_is_not_forgotten_for_an_older_failure(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_cluster() as cluster, cluster.client("one") as one:
+        _, file = await one.create_file(ROOT_INODE, b"file", 0o644, 1, 1)
+        await file.write(0, b"0" * 100_000)
+        await file.fsync()
+        chunks = one._chunks
+        v0 = chunks.known_grant(file.inode, 0)
+        assert v0 is not None
+        v1 = await chunks.grant(file.inode, 0, v0)
+        chunks.leave(file.inode, v1)  # one piece gives up under v1
+        other = await chunks.grant(file.inode, 0, v0)  # another piece had failed under v0
+        again = await chunks.grant(file.inode, 0)  # the range of the first is written anew
+        assert again.body.version != v1.body.version and other.body.version != v1.body.version
+
+
 @pytest.mark.parametrize("interrupted", [True, False])
 async def test_a_lease_that_is_revoked_while_the_replicas_are_made_equal(
     interrupted: bool, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch

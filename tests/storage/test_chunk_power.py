@@ -231,3 +231,15 @@ def test_damage_after_a_power_loss_is_damage_also_where_the_boot_cannot_be_noted
     assert chunk.close_if_idle()  # because others are in use
     disk.corrupt(chunk.path, fmt.data_start(CHUNK_BYTES) + 100)
     assert chunk.length == 2 * BLOCK_BYTES and chunk.verify() == [0]
+
+
+def test_a_store_that_lost_all_its_chunks_says_that_the_power_failed() -> None:
+    """It has nothing to compare, but is no witness that a chunk was never there."""
+    disk = MemoryDisk()
+    chunk = open_store(disk).create(1, 1)
+    disk.crash(Random(1))
+    if disk.exists(chunk.path):
+        disk.unlink(chunk.path)
+    store = open_store(disk, boot_id="after")
+    assert list(store.scan()) == []
+    assert store.booted_since and not store.power_was_lost

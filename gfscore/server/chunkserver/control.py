@@ -166,7 +166,7 @@ class Control:
         replicas = self._node.replicas
         replicas.found_damage(handle, error)
         answer.error = error.code
-        if error.code is Code.UNKNOWN_CHUNK and replicas.may_have_lost(handle, self._node.session.epoch):
+        if error.code is Code.UNKNOWN_CHUNK and replicas.may_have_lost(handle):
             answer.doubt = POWER_LOST
         if replicas.loaded(handle) is not None:
             answer.version, answer.length = replicas.current(handle) or (0, 0)

@@ -94,6 +94,7 @@ class ReplicaTable:
         self._forget_at = _LOADED_MAX
         self._revoked: dict[int, None] = {}
         self._revoked_below = 0
+        self._first_epoch = 0  # of the first session since this server started
 
     async def open(self) -> None:
         """Learn what is on the disk."""
@@ -286,10 +287,10 @@ class ReplicaTable:
             replica.lock.release()
             replica.wake()
 
-    def may_have_lost(self, handle: int, epoch: int) -> bool:
-        """A chunk that is not here may have been, though it was granted before the session of `epoch` or its file is
-        gone: who does not have it is no witness that nobody wrote to it."""
-        return handle in self.missing or (self.store.power_was_lost and handle < epoch)
+    def may_have_lost(self, handle: int) -> bool:
+        """A chunk that is not here may have been: its file is gone, or it was granted before the power failed. Who does
+        not have it is no witness then that nobody wrote to it."""
+        return handle in self.missing or (self.store.booted_since and handle < self._first_epoch)
 
     # ------------------------------------------------------------ leases that were taken back
 
@@ -306,6 +307,7 @@ class ReplicaTable:
     def new_session(self, epoch: int) -> None:
         """What was granted before the session and never used here is not created any more: handles and epochs come from
         one clock, and this server may have said, before it restarted, that it has no such chunk."""
+        self._first_epoch = self._first_epoch or epoch
         self._revoked.clear()
         self._revoked_below = max(self._revoked_below, epoch)
 

@@ -132,7 +132,7 @@ class LeaseBook:
 
         What was set before this master started is not known; then the latest change of any attribute stands for it.
         """
-        if record.inode in self.all_known:
+        if record.inode in self.all_known and record.length_pending:
             return self.times_set.get(record.inode, 0)
         return record.ctime_ns
 

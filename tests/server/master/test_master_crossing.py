@@ -12,6 +12,7 @@ import trio
 from gfscore.errors import Code, GfsError
 from gfscore.proto import gfs_pb2 as pb
 from gfscore.replica.reconcile import POWER_LOST
+from gfscore.server.master.leasing import Leasing
 from gfscore.server.master.state import MasterState, _kept_share
 
 
@@ -508,3 +509,32 @@ async def test_a_late_commit_does_not_count_after_a_restart_either(world: Any, a
     await trio.sleep(60)
     seen = await reader.lookup(b"f")
     assert (seen.attr.size, seen.attr.length_pending) == (10, False)
+
+
+async def test_a_refused_lease_does_not_bring_the_old_time_back(
+    world: Any, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written, closed; its time set (touch -d, rsync -t). A lease on another chunk is refused for want of room; then
+    the primary gives its idle lease back, with the time of the last write."""
+    servers = await world.three_servers()
+    one = await world.client("c1")
+    made = await one.create(b"f", with_chunk=True)
+    inode = made.attr.inode
+    body = pb.GrantBody.FromString(made.grant.body)
+    world.written(body, 1000)
+    written_ns = (await one.lookup(b"f")).attr.mtime_ns + 1_000_000
+    await one.commit(inode, 1000)
+    await trio.sleep(2)
+    await one.change("SetAttr", pb.SetAttrRequest(inode=inode, mtime_ns=10**18))
+
+    def full(*_: Any) -> Any:
+        raise GfsError(Code.NO_SPACE, "the disks are full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Leasing, "place", full)
+        with pytest.raises(GfsError):
+            await one.lease(inode, 1)
+    primary = servers[body.primary]
+    released = pb.ChunkReport(handle=body.handle, version=body.version, length=1000, mtime_ns=written_ns)
+    await primary.beat(released=[released])
+    assert (await one.lookup(b"f")).attr.mtime_ns == 10**18
