@@ -65,9 +65,7 @@ class ChunkStore:
         self._opened: OrderedDict[int, Chunk] = OrderedDict()
         self._directories: set[str] = set()
         self._new_directories: set[str] = set()  # whose names are not durable yet
-        self.power_was_lost = self.booted_since = (
-            False  # since its last life (`open_all`), with chunks in it or without
-        )
+        self.power_was_lost = self.booted_since = False  # since its last life: with chunks in it, or at all
         self._power_lost = False  # and not every chunk was looked at since
         self._failure: str | None = None
         self._bytes = 0
