@@ -393,3 +393,26 @@ async def test_directories_of_others_are_refused(autojump_clock: Any, cluster: A
     with pytest.raises(GfsError) as caught:
         await run_chunkserver(config, memory_env(cluster.network.transport("a2"), disk=cluster.disks["a"]))
     assert caught.value.code is Code.WRONG_CLUSTER
+
+
+async def test_who_lost_power_is_no_witness_for_chunks_of_before(cluster: Any, autojump_clock: Any) -> None:
+    """It says that it does not have them; whether it ever had them nobody knows. What was granted since it is sure of,
+    also after it has registered again."""
+    master = cluster.master
+    await cluster.kill_server("a")
+    cluster.disks["a"].crash(Random(1))
+    master._epoch = 100
+    await cluster.start_server("a")
+
+    async def doubts() -> list[int]:
+        items = [(await cluster.prepare(handle, 2, hosts="a"))[0] for handle in (50, 150)]
+        assert [item.error for item in items] == [Code.UNKNOWN_CHUNK] * 2
+        return [item.doubt for item in items]
+
+    assert await doubts() == [POWER_LOST, NO_DOUBT]
+    master._epoch = 200
+    session = master.known.pop(master.by_host["a"].id)  # its next heartbeat is refused
+    with trio.fail_after(30):
+        while master.known.get(master.by_host["a"].id, session) == session:
+            await trio.sleep(0.5)
+    assert await doubts() == [POWER_LOST, NO_DOUBT]
