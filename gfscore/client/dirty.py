@@ -52,10 +52,8 @@ class DirtyRanges:
         self._data.insert(index, view)
         self.size += len(view)
 
-    def discard(self, start: int, stop: int | None = None) -> None:
-        """Forget what is dirty in [start, stop); to the end without `stop`."""
-        if stop is None:
-            stop = max(self.end, start)
+    def discard(self, start: int, stop: int) -> None:
+        """Forget what is dirty in [start, stop)."""
         first = max(bisect_right(self._offsets, start) - 1, 0)
         kept: list[Segment] = []
         last = first
