@@ -2,68 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from memory_cluster import CHUNK_BYTES, MemoryCluster, memory_cluster
+from cluster_probes import check_equal, healed, leases_given_back, replicas_of, until
+from memory_cluster import CHUNK_BYTES, memory_cluster
 
-from gfscore.client import ROOT_INODE, Client, Code, GfsError
+from gfscore.client import ROOT_INODE, Code, GfsError
 from gfscore.client.paths import Paths
-from gfscore.env.memory import memory_env
 from gfscore.ids import TRASH_INODE
-from gfscore.proto import gfs_pb2 as pb
-from gfscore.server.master.state import MasterState
-from gfscore.storage import chunk_format as fmt
 
 QUICK: dict[str, Any] = {"suspect_seconds": 3.0, "down_seconds": 6.0}
-
-
-async def until(client: Client, condition: Any, what: str, seconds: float = 200) -> dict[str, Any]:
-    """The first status that fulfils the condition, within simulated `seconds`."""
-    status: dict[str, Any] = {}
-    with trio.move_on_after(seconds):
-        while True:
-            status = await client.status()
-            if condition(status):
-                return status
-            await trio.sleep(0.5)
-    raise AssertionError(f"waited {seconds} s for {what}: {status}")
-
-
-def healed(status: dict[str, Any]) -> bool:
-    chunks, repairing = status["chunks"], status["repairing"]
-    return chunks["healthy"] == chunks["total"] > 0 and not repairing["queued"] and not repairing["running"]
-
-
-async def replicas_of(cluster: MemoryCluster, client: Client, path: str) -> list[list[tuple[Any, ...]]]:
-    """Per chunk: (server, length, tail checksum, checksums of all blocks, append table) of each replica."""
-    inode = (await Paths(client).stat(path)).inode
-    found = []
-    transport = memory_env(cluster.network.transport("checker"), seed=1).transport
-    for chunk in (await client.file_info(inode))["chunks"]:
-        states: list[tuple[Any, ...]] = []
-        for replica in chunk["replicas"]:
-            host, _, port = replica["address"].rpartition(":")
-            stream = await transport.open_stream(host, int(port), "ChunkData")
-            request = pb.BlocksRequest(handle=int(chunk["handle"], 16), version=chunk["version"])
-            reply, table = await stream.call("Blocks", request, timeout=5)
-            states.append((host, reply.length, reply.tail_checksum, bytes(table), reply.clients))
-            await stream.aclose()
-        found.append(states)
-    return found
-
-
-async def check_equal(cluster: MemoryCluster, client: Client, path: str, goal: int) -> list[set[str]]:
-    """Every chunk has `goal` replicas, byte-equal, on different servers; which."""
-    chunks = await replicas_of(cluster, client, path)
-    for states in chunks:
-        assert len(states) == goal == len({state[0] for state in states})
-        assert all(state[1:] == states[0][1:] for state in states)
-    return [{state[0] for state in states} for states in chunks]
 
 
 async def test_a_server_dies_for_good_while_others_append(autojump_clock: trio.testing.MockClock) -> None:
@@ -109,7 +61,7 @@ async def test_two_die_at_once_and_chunks_with_one_copy_come_first(autojump_cloc
         paths = Paths(client, 1, 1)
         for number in range(40):
             await paths.write(f"/f{number}", bytes([number]) * 100_000)
-        await trio.sleep(150)  # simulated: all leases are given back
+        await leases_given_back()
         before = {number: (await replicas_of(cluster, client, f"/f{number}"))[0] for number in range(40)}
         for name in ("cs1", "cs2"):
             await cluster.kill(name)
@@ -163,7 +115,7 @@ async def test_a_replica_that_is_gone_when_its_server_comes_back_is_made_anew_th
     async with memory_cluster(chunkservers=3, **QUICK) as cluster, cluster.client() as client:
         paths = Paths(client, 1, 1)
         await paths.write("/f", b"data" * 1000)
-        await trio.sleep(130)  # the lease is given back
+        await leases_given_back()
         handle = int((await client.file_info((await paths.stat("/f")).inode))["chunks"][0]["handle"], 16)
         await cluster.kill("cs2")
         cluster.disks["cs2"].unlink(f"chunks/{handle & 0xFF:02x}/{handle:016x}")
@@ -183,134 +135,6 @@ async def test_a_short_absence_moves_nothing(autojump_clock: trio.testing.MockCl
         await cluster.start("cs1")
         await trio.sleep(20)
         assert await check_equal(cluster, client, "/file", 3) == before
-
-
-async def test_draining_empties_a_server_and_survives_a_restart(autojump_clock: trio.testing.MockClock) -> None:
-    data = random.Random(3).randbytes(9 * CHUNK_BYTES // 2)
-    async with memory_cluster(chunkservers=4, clone_bytes_per_second=100_000) as cluster:
-        async with cluster.client() as client:
-            paths = Paths(client, 1, 1)
-            await paths.write("/file", data)
-            await paths.write("/open", b"abc")
-            reply = await client.operator.drain((await client.status())["chunkservers"][0]["address"])
-            drained = reply["id"]
-            assert reply["state"] == "draining"
-            await cluster.restart("master")
-        async with cluster.client("again") as client:
-            paths = Paths(client, 1, 1)
-
-            def row(status: dict[str, Any]) -> dict[str, Any]:
-                found = [row for row in status["chunkservers"] if row["id"] == drained]
-                return found[0] if found else {"state": "not back yet"}
-
-            seen = await until(client, lambda status: row(status)["state"] == "draining", "draining")
-            assert row(seen)["chunks_left"] == row(seen)["chunks"]
-            await paths.write("/new", bytes(2 * CHUNK_BYTES))
-            status = await until(client, lambda status: row(status)["state"] == "drained", "it to be empty")
-            assert row(status)["chunks"] == 0
-            await until(client, healed, "health")
-            assert await paths.read("/file") == data
-            for path in ("/file", "/open", "/new"):
-                await check_equal(cluster, client, path, 3)
-            await client.operator.drain(drained, cancel=True)
-            await until(client, lambda status: row(status)["state"] == "up", "the end of it")
-
-
-@pytest.mark.parametrize("appended", [False, True])
-async def test_what_is_written_when_the_servers_of_its_grant_are_drained_goes_elsewhere(
-    appended: bool, autojump_clock: trio.testing.MockClock
-) -> None:
-    """A new file is open for long before its first byte; what is acknowledged must not go with servers that are off."""
-    async with memory_cluster(chunkservers=6, **QUICK) as cluster, cluster.client() as client:
-        _, file = await client.create_file(ROOT_INODE, b"log", 0o644, 1, 1)
-        chunk = (await client.file_info(file.inode))["chunks"][0]
-        drained = {replica["chunkserver"]: replica["address"].split(":")[0] for replica in chunk["replicas"]}
-        await trio.sleep(20)
-        for server in drained:
-            await client.operator.drain(server)
-
-        def empty(status: dict[str, Any]) -> bool:
-            return all(row["state"] == "drained" for row in status["chunkservers"] if row["id"] in drained)
-
-        await until(client, empty, "three empty servers", 30)
-        if appended:
-            assert await file.append(b"acknowledged") == 0
-        else:
-            await file.write(0, b"acknowledged")
-            await file.fsync()
-        for host in drained.values():
-            await cluster.kill(host)
-        await file.close()
-        async with cluster.client("reader", timeout_seconds=20) as reader:
-            assert await Paths(reader).read("/log") == b"acknowledged"
-
-
-async def test_the_room_of_a_server_that_is_drained_is_not_free(autojump_clock: trio.testing.MockClock) -> None:
-    async with memory_cluster(chunkservers=4) as cluster, cluster.client() as client:
-        for disk in cluster.disks.values():
-            disk.capacity = 30 * CHUNK_BYTES
-        await trio.sleep(3)
-        before = await client.statfs()
-        await client.operator.drain((await client.status())["chunkservers"][0]["id"])
-        after = await client.statfs()
-        assert after.free_bytes < 0.8 * before.free_bytes and after.total_bytes == before.total_bytes
-
-
-async def test_a_drain_that_was_refused_is_not_in_force_and_can_be_asked_for_again(
-    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What has no room in the log is forgotten by the next start: it must not look as if it had worked."""
-    async with memory_cluster() as cluster:
-        async with cluster.client() as client:
-            server = (await client.status())["chunkservers"][0]["id"]
-
-            def full(self: MasterState, size: int, batch: object) -> None:
-                raise GfsError(Code.NO_SPACE, "the disk of the master is full")
-
-            with monkeypatch.context() as patch, pytest.raises(GfsError):
-                patch.setattr(MasterState, "_need_room", full)
-                await client.operator.drain(server)
-            assert (await client.status())["chunkservers"][0]["state"] == "up"
-            await client.operator.drain(server)
-            await cluster.restart("master")
-        async with cluster.client("again") as client:
-            await until(client, lambda s: any(row["state"] == "drained" for row in s["chunkservers"]), "emptiness")
-
-
-async def test_draining_one_of_as_many_as_the_goal_keeps_the_replicas(autojump_clock: trio.testing.MockClock) -> None:
-    async with memory_cluster(chunkservers=3) as cluster, cluster.client() as client:
-        await Paths(client, 1, 1).write("/file", b"abc")
-        server = (await client.status())["chunkservers"][0]["id"]
-        await client.operator.drain(server)
-        await trio.sleep(100)
-        status = await client.status()
-        assert status["chunkservers"][0]["state"] == "draining" and status["chunkservers"][0]["chunks_left"] == 1
-        await check_equal(cluster, client, "/file", 3)
-
-
-async def test_an_appended_file_leaves_a_draining_server_too(autojump_clock: trio.testing.MockClock) -> None:
-    async with memory_cluster(chunkservers=4) as cluster, cluster.client() as client:
-        paths = Paths(client, 1, 1)
-        await paths.write("/log", b"")
-        file = await client.open((await paths.stat("/log")).inode, write=True, append=True)
-        records = [b"record %05d" % number for number in range(1200)]
-        offsets = []
-        drained = ""
-        for number, record in enumerate(records):
-            offsets.append(await file.append(record))
-            if number == 100:
-                servers = (await check_equal(cluster, client, "/log", 3))[0]
-                rows = (await client.status())["chunkservers"]
-                drained = next(row["id"] for row in rows if row["address"].startswith(min(servers)))
-                await client.operator.drain(drained)
-            await trio.sleep(0.05)
-        await file.close()
-        log = await paths.read("/log")
-        assert [log[offset : offset + 12] for offset in offsets] == records
-        assert len(log) == 12 * len(records)
-        status = await until(client, lambda s: any(r["state"] == "drained" for r in s["chunkservers"]), "emptiness")
-        assert [row["id"] for row in status["chunkservers"] if row["state"] == "drained"] == [drained]
-        await check_equal(cluster, client, "/log", 3)
 
 
 async def test_a_goal_is_raised_and_lowered(autojump_clock: trio.testing.MockClock) -> None:
@@ -365,20 +189,6 @@ async def test_a_master_that_has_just_started_neither_clones_nor_deletes(
             await check_equal(cluster, client, "/file", 2)
 
 
-async def test_all_replicas_in_one_rack_get_one_in_another(autojump_clock: trio.testing.MockClock) -> None:
-    racks = {"cs1": "near", "cs2": "near", "cs3": "near"}
-    async with memory_cluster(
-        chunkservers=3, replication=2, racks={**racks, "cs4": "far"}
-    ) as cluster, cluster.client() as client:  # fmt: skip
-        await Paths(client, 1, 1).write("/file", bytes(3 * CHUNK_BYTES))
-        await trio.sleep(10)
-        await cluster.start("cs4")
-        await trio.sleep(30)
-        await until(client, healed, "health")
-        for servers in await check_equal(cluster, client, "/file", 2):
-            assert "cs4" in servers
-
-
 async def test_a_corrupt_replica_is_replaced_from_a_good_one(autojump_clock: trio.testing.MockClock) -> None:
     data = random.Random(6).randbytes(300_000)
     scrub = {"scrub_bytes_per_second": 1 << 30, "scrub_pause_seconds": 1.0}
@@ -393,82 +203,6 @@ async def test_a_corrupt_replica_is_replaced_from_a_good_one(autojump_clock: tri
         await until(client, healed, "three good replicas on three servers")
         await trio.sleep(3)
         await check_equal(cluster, client, "/file", 3)
-
-
-async def test_a_new_server_is_filled_gently(autojump_clock: trio.testing.MockClock) -> None:
-    capacity = 40 * 1024 * 1024
-    async with memory_cluster(
-        chunkservers=3, replication=2, rebalance_moves_max=1, clone_bytes_per_second=2 * CHUNK_BYTES
-    ) as cluster, cluster.client() as client:  # fmt: skip
-        for disk in cluster.disks.values():
-            disk.capacity = 2 * capacity
-        paths = Paths(client, 1, 1)
-        data = random.Random(7).randbytes(18 * CHUNK_BYTES)
-        await paths.write("/file", data)
-        await trio.sleep(150)
-        cluster.disks["cs4"] = type(cluster.disks["cs1"])()
-        cluster.disks["cs4"].capacity = 2 * capacity
-        await cluster.start("cs4")
-        most = 0
-        for _ in range(120):
-            status = await client.status()
-            most = max(most, status["repairing"]["running"])
-            await trio.sleep(0.25)
-        await trio.sleep(100)
-        status = await until(client, healed, "health")
-        chunks = sorted(row["chunks"] for row in status["chunkservers"])
-        assert most == 1 and sum(chunks) == 36 and chunks[0] >= 5, (most, chunks)
-        assert await paths.read("/file") == data
-        await check_equal(cluster, client, "/file", 2)
-
-
-async def test_nothing_is_moved_to_a_disk_that_others_have_filled(autojump_clock: trio.testing.MockClock) -> None:
-    """Nor is it tried again and again: that alone kept the master busy for ever."""
-    async with memory_cluster(chunkservers=2, replication=1) as cluster, cluster.client() as client:
-        for disk in cluster.disks.values():
-            disk.capacity = 40 * CHUNK_BYTES
-        cluster.disks["cs1"].put("backup", bytes(37 * CHUNK_BYTES))  # not ours
-        await trio.sleep(3)
-        await Paths(client, 1, 1).write("/file", random.Random(7).randbytes(12 * CHUNK_BYTES))
-        await trio.sleep(30)
-        total, free = cluster.disks["cs1"].space()
-        assert free >= total // 20
-
-
-async def test_a_new_server_is_filled_although_one_chunk_cannot_be_repaired(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    scrub = {"scrub_bytes_per_second": 1 << 30, "scrub_pause_seconds": 1.0}
-    async with memory_cluster(3, replication=2, server_options=scrub) as cluster, cluster.client() as client:
-        for disk in cluster.disks.values():
-            disk.capacity = 80 * CHUNK_BYTES
-        paths = Paths(client, 1, 1)
-        await paths.write("/file", random.Random(7).randbytes(18 * CHUNK_BYTES))
-        await paths.write("/bad", bytes(1000))
-        await trio.sleep(150)
-        handle = int((await client.file_info((await paths.stat("/bad")).inode))["chunks"][0]["handle"], 16)
-        for host, *_ in (await replicas_of(cluster, client, "/bad"))[0]:
-            cluster.disks[host].corrupt(f"chunks/{handle & 0xFF:02x}/{handle:016x}", fmt.data_start(CHUNK_BYTES) + 5)
-        await until(client, lambda status: status["chunks"]["lost"] == 1, "it to be noticed")
-        cluster.disks["cs4"] = type(cluster.disks["cs1"])()
-        cluster.disks["cs4"].capacity = 80 * CHUNK_BYTES
-        await cluster.start("cs4")
-        await trio.sleep(200)
-        assert min(row["chunks"] for row in (await client.status())["chunkservers"]) >= 5
-
-
-async def test_moves_come_to_an_end_on_small_disks_too(
-    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with memory_cluster(chunkservers=3, replication=1) as cluster, cluster.client() as client:
-        for disk in cluster.disks.values():
-            disk.capacity = 10 * CHUNK_BYTES
-        await trio.sleep(3)
-        await Paths(client, 1, 1).write("/file", random.Random(7).randbytes(4 * CHUNK_BYTES))
-        await trio.sleep(130)
-        caplog.set_level(logging.INFO)
-        await trio.sleep(60)
-        assert not [record for record in caplog.records if "event=replicated" in record.message]
 
 
 async def test_an_orphan_chunk_is_cloned_too(autojump_clock: trio.testing.MockClock) -> None:
@@ -522,33 +256,6 @@ async def test_a_file_made_while_a_server_had_no_room_gets_its_last_replica_late
         await check_equal(cluster, client, "/f", 3)
 
 
-@pytest.mark.parametrize("given_up_by", ["draining", "a lower goal"])
-async def test_a_replica_that_was_given_up_stays_when_it_has_become_the_last_one(
-    given_up_by: str, autojump_clock: trio.testing.MockClock
-) -> None:
-    """Its server is down when that is decided, and comes back when those with the other replicas are gone."""
-    async with memory_cluster(chunkservers=3, replication=2) as cluster, cluster.client(caching=False) as client:
-        paths = Paths(client, 1, 1)
-        await paths.write("/f", b"data" * 1000)
-        await trio.sleep(130)  # the lease is given back
-        hosts = sorted(state[0] for state in (await replicas_of(cluster, client, "/f"))[0])
-        ids = {row["address"].partition(":")[0]: row["id"] for row in (await client.status())["chunkservers"]}
-        silent = max(hosts, key=lambda host: ids[host])  # all else being equal, its replica is the surplus one
-        if given_up_by == "draining":
-            await client.operator.drain(ids[silent])
-        await cluster.kill(silent)
-        if given_up_by == "a lower goal":
-            await client.set_policy((await paths.stat("/f")).inode, {"replication": "1"})
-        await trio.sleep(20)
-        for host in cluster.names:
-            if host != silent:
-                await cluster.kill(host)
-        await trio.sleep(60)
-        await cluster.start(silent)
-        await trio.sleep(60)
-        assert await paths.read("/f") == b"data" * 1000
-
-
 @pytest.mark.parametrize("how", ["refused", "silent"])
 @pytest.mark.parametrize("which", [0, 1])
 async def test_a_source_that_the_destination_cannot_copy_from_is_not_taken_again_and_again(
@@ -556,7 +263,7 @@ async def test_a_source_that_the_destination_cannot_copy_from_is_not_taken_again
 ) -> None:
     async with memory_cluster(chunkservers=4, **QUICK) as cluster, cluster.client(caching=False) as client:
         await Paths(client, 1, 1).write("/f", b"data" * 1000)
-        await trio.sleep(130)  # the lease is given back
+        await leases_given_back()
         hosts = sorted(state[0] for state in (await replicas_of(cluster, client, "/f"))[0])
         (free,) = set(cluster.names).difference(hosts)
         await cluster.kill(hosts[2])
@@ -581,7 +288,7 @@ async def test_deleted_files_come_last(autojump_clock: trio.testing.MockClock) -
         paths = Paths(client, 1, 1)
         for number in range(30):
             await paths.write(f"/f{number}", bytes([number]) * 100_000)
-        await trio.sleep(150)  # simulated: all leases are given back
+        await leases_given_back()
         for number in range(0, 30, 2):
             await paths.remove(f"/f{number}")
         kept = [entry.attr.inode for entry in await paths.list("/")]

@@ -7,10 +7,8 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from cluster_probes import EAGER, QUIET, chunk_path, chunks_of, fsck, host_of, replica_path, states, until, wait_until
 from memory_cluster import memory_cluster
-from test_cluster_repair import until
-from test_memory_damage import EAGER, chunk_path, chunks_of, states, wait_until
-from test_memory_fsck import QUIET, fsck, host_of, replica_path
 
 from gfscore.client import ROOT_INODE, AttrChanges
 from gfscore.client.paths import Paths

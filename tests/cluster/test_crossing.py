@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from cluster_probes import EAGER, fill_disk, fill_master, leases_given_back
 from memory_cluster import CHUNK_BYTES, memory_cluster
-from test_memory_damage import EAGER
-from test_storage_faults import fill, fill_master
 
 from gfscore.client import ROOT_INODE, AttrChanges, Client, Code, FileType, GfsError
 from gfscore.client.paths import Paths
@@ -191,7 +190,7 @@ async def test_a_truncation_that_a_full_master_refused(flushed: bool, autojump_c
         if flushed:
             await file.flush()
         disk = cluster.disks["master"]
-        fill(disk, 1_000_000)
+        fill_disk(disk, 1_000_000)
         await fill_master(one, directory)
         refused = False
         for number in range(20_000):  # times are changed until these are refused, too
@@ -252,7 +251,7 @@ async def test_a_sync_that_crosses_with_a_truncation_here_leaves_no_grant_behind
         _, file = await writer.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
         await file.write(0, b"before" * 100)
         await file.close()
-        await trio.sleep(150)  # committed, and the lease given back
+        await leases_given_back()
         assert (await Paths(reader).stat("/f")).size == 600
         calls: list[float] = []
 
@@ -288,7 +287,7 @@ async def test_a_sync_that_crosses_with_the_release_of_the_file_leaves_no_grant_
         _, file = await writer.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
         await file.write(0, b"before")
         await file.close()
-        await trio.sleep(150)  # committed, and the lease given back
+        await leases_given_back()
         assert (await Paths(reader).stat("/f")).size == 6
         calls: list[float] = []
 
@@ -327,7 +326,7 @@ async def test_a_sync_leaves_no_writer_behind(autojump_clock: trio.testing.MockC
         _, file = await writer.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
         await file.write(0, bytes(CHUNK_BYTES + 10))
         await file.close()
-        await trio.sleep(150)
+        await leases_given_back()
         assert (await Paths(reader).stat("/f")).size == CHUNK_BYTES + 10
         calls: list[float] = []
 
@@ -365,7 +364,7 @@ async def test_commit_answer_behind_a_lease_leaves_no_writer(
         _, file = await writer.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
         await file.write(0, bytes(CHUNK_BYTES + 10))
         await file.close()
-        await trio.sleep(150)
+        await leases_given_back()
         change, committed, granted = writer._session.change, trio.Event(), trio.Event()
         write, leases = writer._mutator.write, []
 
@@ -420,7 +419,7 @@ async def test_a_lease_that_was_overtaken_by_a_release_and_then_refused(
         _, file = await writer.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
         await file.write(0, bytes(10))
         await file.close()
-        await trio.sleep(150)
+        await leases_given_back()
         find, calls = Leasing._find_or_grant, []
 
         async def slow(self: Any, *more: Any) -> Any:

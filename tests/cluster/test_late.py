@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from cluster_probes import QUIET, fsck, leave_unequal
 from memory_cluster import CHUNK_BYTES, memory_cluster
-from test_memory_fsck import QUIET, fsck
-from test_settling import leave_unequal
 
 from gfscore.client import ROOT_INODE, AttrChanges
 from gfscore.client.paths import Paths

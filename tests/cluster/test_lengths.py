@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from cluster_probes import fill_disk
 from memory_cluster import CHUNK_BYTES, memory_cluster
-from test_storage_faults import fill
 
 from gfscore.client import ROOT_INODE, AttrChanges, FileType, GfsError
 
@@ -157,7 +157,7 @@ async def test_a_write_to_full_disks_has_no_length(autojump_clock: trio.testing.
         cluster.client() as client,
     ):
         for name in cluster.names:
-            fill(cluster.disks[name])
+            fill_disk(cluster.disks[name])
         attr, file = await client.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
         await file.write(0, b"x" * 500_000)
         with pytest.raises(GfsError):

@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
+from cluster_probes import DATA_START, EAGER, QUIET, chunk_path, chunks_of, leases_given_back, states, wait_until
 from memory_cluster import CHUNK_BYTES, MemoryCluster, memory_cluster
 
 from gfscore.client import ROOT_INODE, Client, Code, GfsError
 from gfscore.client.paths import Paths
 from gfscore.ids import BLOCK_BYTES
 from gfscore.storage import chunk_format as fmt
-
-DATA_START = fmt.data_start(CHUNK_BYTES)
-QUIET = {"scrub_bytes_per_second": 0}
-EAGER = {"scrub_bytes_per_second": 1 << 30, "scrub_pause_seconds": 2.0}
-
-
-async def wait_until(condition: Callable[[], Any], seconds: float = 120) -> None:
-    """Simulated seconds."""
-    with trio.fail_after(seconds):
-        while not await condition():
-            await trio.sleep(0.5)
-
-
-def chunk_path(handle: int) -> str:
-    return f"chunks/{handle & 0xFF:02x}/{handle:016x}"
 
 
 async def fill(client: Client, files: int, seed: int = 1) -> dict[str, bytes]:
@@ -41,26 +26,6 @@ async def fill(client: Client, files: int, seed: int = 1) -> dict[str, bytes]:
     for path, data in contents.items():
         await paths.write(path, data)
     return contents
-
-
-async def states(client: Client, paths: list[str]) -> dict[tuple[str, int, str], str]:
-    """(path, chunk index, host) → state of each replica."""
-    found = {}
-    for path in paths:
-        info = await client.file_info((await Paths(client).stat(path)).inode)
-        for chunk in info["chunks"]:
-            for replica in chunk["replicas"]:
-                found[path, chunk["index"], replica["address"].split(":")[0]] = replica["state"]
-    return found
-
-
-async def chunks_of(client: Client, paths: list[str]) -> dict[tuple[str, int], dict[str, Any]]:
-    """(path, index) → what `fileinfo` says."""
-    return {
-        (path, chunk["index"]): chunk
-        for path in paths
-        for chunk in (await client.file_info((await Paths(client).stat(path)).inode))["chunks"]
-    }
 
 
 def damage(cluster: MemoryCluster, rng: random.Random, host: str, handle: int) -> None:
@@ -281,7 +246,7 @@ async def test_what_is_damaged_everywhere_is_put_together_after_a_start_of_the_m
     async with memory_cluster(5, server_options=EAGER) as cluster:
         async with cluster.client() as client:
             await Paths(client, 1, 1).write("/f", data)
-            await trio.sleep(130)  # the lease is given back
+            await leases_given_back()
             chunk = (await chunks_of(client, ["/f"]))["/f", 0]
             hosts = [replica["address"].split(":")[0] for replica in chunk["replicas"]]
             other = next(name for name in cluster.names if name not in hosts)

@@ -7,38 +7,15 @@ import random
 import pytest
 import trio
 import trio.testing
+from cluster_probes import DATA_START, QUIET, fsck, host_of, leases_given_back, replica_path
 from memory_cluster import CHUNK_BYTES, MemoryCluster, memory_cluster
 
-from gfscore.client import ROOT_INODE, Client, FileType
+from gfscore.client import ROOT_INODE, Client
 from gfscore.client.paths import Paths
 from gfscore.client.verify import Verifier
 from gfscore.ids import BLOCK_BYTES
 from gfscore.server.master import admin
 from gfscore.storage import chunk_format as fmt
-
-DATA_START = fmt.data_start(CHUNK_BYTES)
-QUIET = {"scrub_bytes_per_second": 0}
-
-
-async def fsck(client: Client, path: str = "/") -> Verifier:
-    done = [0, 0]
-
-    def progress(more: int, verified: int) -> None:
-        done[0] += more
-        done[1] += verified
-
-    verifier = client.verifier(progress)
-    async for name, attr in Paths(client).walk(path):
-        if attr.type == FileType.FILE:
-            await verifier.check("/" + name.decode(), attr.inode)
-    await verifier.settle()
-    assert done[0] == done[1]
-    return verifier
-
-
-async def host_of(client: Client, server_id: str) -> str:
-    servers = (await client.status())["chunkservers"]
-    return next(str(server["address"]).split(":")[0] for server in servers if server["id"] == server_id)
 
 
 async def found(client: Client, verifier: Verifier) -> list[tuple[str, int, str, str]]:
@@ -46,17 +23,6 @@ async def found(client: Client, verifier: Verifier) -> list[tuple[str, int, str,
         (problem.path, problem.index, problem.kind, await host_of(client, problem.server) if problem.server else "")
         for problem in verifier.problems
     ]
-
-
-async def replica_path(client: Client, path: str, index: int = 0) -> str:
-    info = await client.file_info((await Paths(client).stat(path)).inode)
-    handle = int(info["chunks"][index]["handle"], 16)
-    return f"chunks/{handle & 0xFF:02x}/{handle:016x}"
-
-
-async def released(client: Client) -> None:
-    """Every lease is given back."""
-    await trio.sleep(130)
 
 
 async def swap(cluster: MemoryCluster, host: str, path: str, contents: bytes) -> None:
@@ -108,7 +74,7 @@ async def test_what_a_server_has_that_was_not_heard_of_is_not_called_lost(
         async with cluster.client() as client:
             paths = Paths(client, 1, 1)
             await paths.write("/f", b"data")
-            await released(client)
+            await leases_given_back()
             chunk = (await client.file_info((await paths.stat("/f")).inode))["chunks"][0]
             host = chunk["replicas"][0]["address"].split(":")[0]
         await cluster.kill(host)
@@ -153,7 +119,7 @@ async def test_damage_that_is_repaired_while_it_looks_is_named(autojump_clock: t
         paths = Paths(client, 1, 1)
         await paths.write("/f", bytes(CHUNK_BYTES))
         path = await replica_path(client, "/f")
-        await released(client)
+        await leases_given_back()
         cluster.disks["cs1"].corrupt(path, DATA_START + 7)
         cluster.disks["cs2"].unlink(path)
         verifier = client.verifier(lambda _more, _verified: None)
@@ -192,7 +158,7 @@ async def test_too_few_and_too_many_replicas(autojump_clock: trio.testing.MockCl
         await Paths(client, 1, 1).write("/f", bytes(1000))
         path = await replica_path(client, "/f")
         have, other = sorted(cluster.names, key=lambda name: path not in cluster.disks[name].paths())
-        await released(client)
+        await leases_given_back()
         await swap(cluster, other, path, cluster.disks[have].contents(path))
         assert await found(client, await fsck(client)) == [("/f", 0, "over_replicated", "")]
 
@@ -207,7 +173,7 @@ async def test_replicas_that_differ_are_found_when_no_lease_is_active_and_become
         older = cluster.disks["cs2"].contents(path)
         await paths.write("/f", b"new", BLOCK_BYTES)
         version = (await client.file_info((await paths.stat("/f")).inode))["chunks"][0]["version"]
-        await released(client)
+        await leases_given_back()
         await swap(cluster, "cs2", path, older)
         verifier = await fsck(client)
         assert await found(client, verifier) == [("/f", 0, "unequal", "")]
@@ -215,7 +181,7 @@ async def test_replicas_that_differ_are_found_when_no_lease_is_active_and_become
         await client.reconcile(inode, index)
         await verifier.recheck()
         assert verifier.problems == []
-        await released(client)
+        await leases_given_back()
         info = await client.file_info(inode)
         assert info["chunks"][0]["version"] > version and info["length"] == 3 * BLOCK_BYTES
         assert (await fsck(client)).problems == []
@@ -230,7 +196,7 @@ async def test_what_is_well_at_a_second_look_is_no_problem(autojump_clock: trio.
         path = await replica_path(client, "/f")
         older = cluster.disks["cs2"].contents(path)
         await paths.write("/f", b"new", BLOCK_BYTES)
-        await released(client)
+        await leases_given_back()
         await swap(cluster, "cs2", path, older)
         verifier = client.verifier(lambda more, done: None)
         inode = (await paths.stat("/f")).inode

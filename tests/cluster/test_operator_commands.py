@@ -10,8 +10,8 @@ import click
 import pytest
 import trio
 import trio.testing
+from cluster_probes import QUIET, leases_given_back, replica_path
 from memory_cluster import memory_cluster
-from test_memory_fsck import QUIET, released, replica_path
 
 from gfscore.client import ROOT_INODE, FileType
 from gfscore.client.paths import Paths
@@ -94,7 +94,7 @@ async def test_fsck_of_everything_looks_at_the_trash(autojump_clock: trio.testin
         await paths.write("/a", b"x" * 1000)
         chunk = await replica_path(client, "/a")
         await paths.remove("/a")
-        await released(client)
+        await leases_given_back()
         await cluster.kill("cs1")
         cluster.disks["cs1"].unlink(chunk)
         await cluster.start("cs1")

@@ -7,8 +7,8 @@ import contextlib
 import pytest
 import trio
 import trio.testing
-from memory_cluster import CHUNK_BYTES, MemoryCluster, memory_cluster
-from test_memory_fsck import DATA_START, QUIET, fsck, host_of, replica_path
+from cluster_probes import DATA_START, QUIET, fsck, host_of, leave_unequal, replica_path
+from memory_cluster import CHUNK_BYTES, memory_cluster
 
 from gfscore.client import ROOT_INODE, AttrChanges, Client
 from gfscore.client.paths import Paths
@@ -38,28 +38,6 @@ async def settled(client: Client, path: str, seconds: float = SETTLED_SECONDS) -
     with trio.fail_after(seconds):
         while (await Paths(client).stat(path)).length_pending:
             await trio.sleep(1)
-
-
-async def leave_unequal(cluster: MemoryCluster, client: Client, path: str, *, cut: bool = False) -> str:
-    """The writer dies, and so does the primary, before what it had applied came to the others; which one it is.
-    `cut`: it has lost its end too, so that it is not the one that others are made equal to."""
-    file = await client.open((await Paths(client).stat(path)).inode, write=True)
-    await file.write(0, b"w" * 100)
-    await file.flush()
-    chunk = (await client.file_info(file.inode))["chunks"][0]
-    primary = await host_of(client, chunk["primary"])
-    name = await replica_path(client, path)
-    shorter = cluster.disks[primary].contents(name)
-    await file.write(0, b"w" * 3 * BLOCK_BYTES)
-    await file.flush()
-    older = cluster.disks[primary].contents(name)
-    await file.write(BLOCK_BYTES, b"half done")
-    await file.flush()
-    cluster.network.crash("client")
-    cluster.network.disconnect("client", "master")
-    await cluster.kill(primary)
-    cluster.disks[primary].put(name, shorter if cut else older)
-    return primary
 
 
 @pytest.mark.parametrize("master_dies", [False, True])

@@ -9,17 +9,12 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from cluster_probes import QUIET, fill_disk, fill_master, fsck, leases_given_back
 from memory_cluster import CHUNK_BYTES, memory_cluster
-from test_memory_fsck import QUIET, fsck
 
 from gfscore.client import ROOT_INODE, AttrChanges, Client, Code, FileType, GfsError
 from gfscore.client.paths import Paths
 from gfscore.env.memory_disk import MemoryDisk
-
-
-def fill(disk: MemoryDisk, left: int = 0) -> None:
-    total, free = disk.space()
-    disk.capacity = total - free + left
 
 
 async def wait_until_reported(client: Client, name: str, up: int) -> None:
@@ -101,7 +96,7 @@ async def test_a_power_cut_of_one_server_takes_nothing_back(
                 await paths.append("/log", b"more;")
                 assert await paths.read("/log") == b"".join([*records, b"more;"])
             else:
-                await trio.sleep(130)  # the lease is given back
+                await leases_given_back()
                 assert not (await fsck(client)).problems
                 assert await paths.read("/log") == b"".join(records)
 
@@ -173,22 +168,6 @@ async def test_what_was_synced_survives_a_power_cut_of_everything(autojump_clock
 # ---------------------------------------------------------------- full disks
 
 
-async def fill_master(client: Client, directory: int) -> int:
-    """Attributes, smaller and smaller ones, until there is no room; how many were set."""
-    count = 0
-    for size in (60_000, 2_000, 10):
-        for number in range(1000):
-            try:
-                await client.setxattr(directory, b"user.%d" % (number % 2), bytes([number % 251]) * size)
-                count += 1
-            except GfsError as error:
-                assert error.code is Code.NO_SPACE
-                break
-        else:
-            raise AssertionError("the disk never got full")
-    return count
-
-
 async def test_a_full_disk_of_the_master_refuses_changes_and_nothing_else(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -199,7 +178,7 @@ async def test_a_full_disk_of_the_master_refuses_changes_and_nothing_else(
             await paths.write("/file", b"before")
             directory = (await client.create(ROOT_INODE, b"d", FileType.DIRECTORY, 0o755, 1, 1)).inode
             await paths.write("/gone", b"x")
-            fill(disk, 1_000_000)  # less than the log asks for at once
+            fill_disk(disk, 1_000_000)  # less than the log asks for at once
             count = await fill_master(client, directory)
             assert count > 4
             started = trio.current_time()
@@ -246,7 +225,7 @@ async def test_a_master_whose_disk_stays_full_serves_on_and_catches_up_when_it_h
                 await paths.remove(path)
             await file.write(0, b"before")
             await file.flush()
-            fill(cluster.disks["master"])
+            fill_disk(cluster.disks["master"])
             await fill_master(client, directory)
             with pytest.raises(GfsError) as caught:
                 for number in range(20_000):
@@ -284,7 +263,7 @@ async def test_a_master_starts_and_serves_on_a_full_disk(autojump_clock: trio.te
         async with cluster.client() as client:
             await Paths(client, 1, 1).write("/file", b"before")
             directory = (await client.create(ROOT_INODE, b"d", FileType.DIRECTORY, 0o755, 1, 1)).inode
-            fill(cluster.disks["master"])
+            fill_disk(cluster.disks["master"])
             await fill_master(client, directory)
             await cluster.restart("master")
             for name in cluster.names:
@@ -305,7 +284,7 @@ async def test_a_full_chunkserver_gets_no_new_chunks_and_stops_no_write(autojump
         paths = Paths(client, 1, 1)
         for number in range(6):  # chunks with a replica on each server
             await paths.write(f"/old{number}", data[:100_000])
-        fill(cluster.disks["cs2"])
+        fill_disk(cluster.disks["cs2"])
         started = trio.current_time()
         await paths.write("/at-once", data)  # the master does not know yet
         for number in range(6):
@@ -325,7 +304,7 @@ async def test_a_cluster_that_is_full_says_so_and_recovers_by_itself(autojump_cl
         paths = Paths(client, 1, 1)
         await paths.write("/old", data)
         for name in cluster.names:
-            fill(cluster.disks[name])
+            fill_disk(cluster.disks[name])
         for attempt in range(2):  # the master does not know it yet, then it does
             started = trio.current_time()
             _, file = await client.create_file(ROOT_INODE, b"new%d" % attempt, 0o644, 1, 1)
@@ -357,7 +336,7 @@ async def test_a_cluster_that_is_full_says_so_and_recovers_by_itself(autojump_cl
 async def test_a_chunkserver_starts_on_a_full_disk(autojump_clock: trio.testing.MockClock) -> None:
     async with memory_cluster(chunkservers=1, replication=1) as cluster, cluster.client() as client:
         await Paths(client, 1, 1).write("/file", b"data")
-        fill(cluster.disks["cs1"])
+        fill_disk(cluster.disks["cs1"])
         for _ in range(12):  # the count of the incarnation gets another digit
             await cluster.restart("cs1")
         await trio.sleep(3)

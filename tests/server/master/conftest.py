@@ -222,6 +222,11 @@ class TwinClient:
         reply = await self.change("Lease", pb.LeaseRequest(inode=inode, index=index, **more))
         return reply, pb.GrantBody.FromString(reply.grant.body)
 
+    async def chunks(self, inode: int) -> list[int]:
+        """The handles of the file's chunks."""
+        info = await self.call("FileInfo", pb.FileInfoRequest(inode=inode))
+        return [chunk.handle for chunk in info.chunks]
+
 
 class World:
     """The network, one master that can be killed, and its neighbours."""

@@ -11,14 +11,8 @@ import trio
 
 from gfscore.errors import Code, GfsError
 from gfscore.proto import gfs_pb2 as pb
-from gfscore.replica.reconcile import POWER_LOST
 from gfscore.server.master.leasing import Leasing
 from gfscore.server.master.state import MasterState, _kept_share
-
-
-async def _chunks(client: Any, inode: int) -> list[int]:
-    info = await client.call("FileInfo", pb.FileInfoRequest(inode=inode))
-    return [chunk.handle for chunk in info.chunks]
 
 
 async def test_commit_refused_for_want_of_room_is_taken_when_it_is_repeated(
@@ -210,87 +204,6 @@ async def test_a_truncation_and_a_write_unshare_one_chunk_at_the_same_time(
         await trio.sleep(0.1)
         nursery.start_soon(lease if cut_first else cut)
     assert errors == []
-
-
-async def test_an_acknowledged_fresh_chunk_is_not_unused_because_its_primary_lost_it(
-    world: Any, autojump_clock: Any
-) -> None:
-    """The file of the primary's replica disappears (its lease ends with that); the two others have all. Then anybody
-    asks for the length: here, for a snapshot."""
-    servers = await world.three_servers()
-    one, reader = await world.client("c1"), await world.client("r")
-    made = await one.create(b"f", with_chunk=True)
-    inode = made.attr.inode
-    body = pb.GrantBody.FromString(made.grant.body)
-    world.written(body, 1000)
-    await trio.sleep(3)  # the servers have reported it
-    primary = servers[body.primary]
-    primary.replicas.pop(body.handle)
-    primary.leases.pop(body.handle)
-    report = pb.ChunkReport(handle=body.handle)  # as a chunkserver says it: version 0, it is gone
-    await primary.call("Heartbeat", pb.HeartbeatRequest(server_id=primary.name, epoch=primary.epoch, report=[report]))
-    await reader.change("Snapshot", pb.SnapshotRequest(source=inode, new_parent=1, new_name=b"s"))
-    seen = await reader.lookup(b"f")
-    assert await _chunks(reader, inode) == [body.handle]
-    assert seen.attr.size == 1000
-
-
-async def test_a_used_chunk_is_not_replaced_because_one_replica_is_missing_and_the_others_are_slow(
-    world: Any, autojump_clock: Any
-) -> None:
-    servers = await world.three_servers()
-    one, two = await world.client("c1"), await world.client("c2")
-    made = await one.create(b"f", with_chunk=True)
-    inode = made.attr.inode
-    body = pb.GrantBody.FromString(made.grant.body)
-    await two.lease(inode)
-    world.written(body, 1000)  # acknowledged
-    await trio.sleep(3)  # reported: the master knows that it is used
-    lost, *others = servers.values()
-    lost.replicas.pop(body.handle)
-    lost.leases.pop(body.handle, None)
-
-    async def slow(method: str) -> None:
-        if method == "Prepare":
-            await trio.sleep(3)
-
-    for server in others:
-        server.before = slow
-    try:
-        _, new = await one.lease(inode, stale_version=1, avoid=[body.primary])
-    except GfsError as error:
-        assert error.code is Code.NOT_READY
-    else:
-        assert new.handle == body.handle
-
-
-async def test_a_member_that_lost_power_does_not_say_that_a_chunk_was_never_used(
-    world: Any, autojump_clock: Any
-) -> None:
-    """Acknowledged, not synced, not reported yet. One member loses power, and with it the new file; the two others
-    cannot be reached just then."""
-    servers = await world.three_servers()
-    one, two = await world.client("c1"), await world.client("c2")
-    made = await one.create(b"f", with_chunk=True)
-    inode = made.attr.inode
-    body = pb.GrantBody.FromString(made.grant.body)
-    await two.lease(inode)
-    lost = servers[body.primary]
-    for name in servers:
-        if name != lost.name:
-            world.network.disconnect("m", name)
-    world.written(body, 1000)
-    lost.replicas.clear()
-    lost.incarnation += 1
-    await lost.register(world.cluster_id, report=False)
-    await lost.beat(first=True, power_lost=True)
-    lost.doubt = POWER_LOST
-    try:
-        _, new = await one.lease(inode, stale_version=1, avoid=[body.primary])
-    except GfsError as error:
-        assert error.code is Code.NOT_READY
-    else:
-        assert new.handle == body.handle
 
 
 async def test_a_file_is_not_held_for_a_session_that_was_never_told(
