@@ -66,10 +66,10 @@ class FileState:
         self.unsure = False  # whether it was cut here: nobody answered; what the replicas have is the length
         self.mtime_ns = 0  # of the latest change here; 0: none since somebody set the time
         self.changes = 0  # counts writes and appends
-        self.commits: list[trio.Event] = []  # of its length that are on their way to the master
         self.uncommitted = False  # the master does not have `end` and `mtime_ns`, or that the writing is over
         self.writes_since = 0  # the request with which this client became one of the writers
         self.gate = Gate()  # closed while the file is being cut here
+        self.commits = Gate()  # passed by its length on the way to the master, closed while that is asked for a change
         self.unused_chunk = 0  # handle of the first chunk, when it came with the file and nothing went there yet
 
     @property
@@ -315,23 +315,24 @@ class Files:
         """While the master is asked to change length (`size`) or mtime of a file that was written here."""
         if state.writer is not None:  # what is still on its way would make the file grow back, or set the time again
             await state.writer.write_out()
-        while state.commits:
-            await state.commits[0].wait()
-        end, mtime_ns, agreements = state.acknowledged_end, state.mtime_ns, state.agreements
-        if size is not None:
-            state.acknowledged_end = min(end, size)
-            state.changes += 1
-        state.mtime_ns = 0
-        try:
-            yield
-        except BaseException as error:
-            if isinstance(error, GfsError) and error.code is not Code.TIMED_OUT:  # nothing was changed
-                if state.agreements == agreements:
-                    state.acknowledged_end = max(end, state.acknowledged_end)
-                state.mtime_ns = state.mtime_ns or mtime_ns
-            elif size is not None:
-                self._ask_replicas(state)
-            raise
+        async with state.commits.closing():
+            end, mtime_ns, agreements = state.acknowledged_end, state.mtime_ns, state.agreements
+            if size is not None:
+                state.acknowledged_end = min(end, size)
+                state.changes += 1
+            state.mtime_ns = 0
+            try:
+                yield
+            except BaseException as error:
+                if isinstance(error, GfsError) and error.code is not Code.TIMED_OUT:  # nothing was changed
+                    if state.agreements == agreements:
+                        state.acknowledged_end = max(end, state.acknowledged_end)
+                    state.mtime_ns = state.mtime_ns or mtime_ns
+                elif size is not None:
+                    self._ask_replicas(state)
+                raise
+            finally:
+                self._closed_files.set()  # it may be one, and was left out meanwhile
 
     def _ask_replicas(self, state: FileState) -> None:
         """Nobody knows whether the file was cut, and how long it is: the master has to ask the replicas."""
@@ -367,7 +368,7 @@ class Files:
 
     async def _commit_one(self, state: FileState, committing: Committing) -> None:
         try:
-            await self._commit([state], release=not state.writers, sync=True)
+            await self._commit([state], sync=True)
         except GfsError as error:
             committing.error = error
         finally:
@@ -376,9 +377,11 @@ class Files:
     async def _commit_all(self) -> None:
         """Everything that is not open for writing any more, and not on its way to the replicas."""
         closed = [state for state in self._states.values() if state.uncommitted and not state.writers]
-        states = [state for state in closed if not state.busy]
-        for start in range(0, len(states), self._options.commit_batch):
-            await self._commit(states[start : start + self._options.commit_batch], release=True, sync=False)
+        for start in range(0, len(closed), self._options.commit_batch):
+            batch = closed[start : start + self._options.commit_batch]
+            states = [state for state in batch if not state.busy and not state.commits.closed]
+            if states:
+                await self._commit(states, sync=False)
 
     async def close_all(self) -> None:
         """Nobody uses the client any more: what is still open is closed."""
@@ -411,36 +414,40 @@ class Files:
         self._sending.discard(state.inode)
         self._closed_files.set()
 
-    async def _commit(self, states: list[FileState], release: bool, sync: bool) -> None:
+    async def _commit(self, states: list[FileState], sync: bool) -> None:
+        """Raises GfsError. Waits while one of them is being changed."""
+        for state in states:
+            await state.commits.enter()
+        try:
+            await self._send_lengths(states, sync)
+        finally:
+            for state in states:
+                state.commits.leave()
+
+    async def _send_lengths(self, states: list[FileState], sync: bool) -> None:
         request = pb.CommitRequest(sync=sync)
         changes = []
         asked, alone = self._cache.moment, self._chunks.sole_writer.intersection(state.inode for state in states)
         for state in states:
             changes.append(state.changes)
+            release = not state.writers
             length = request.lengths.add(
                 inode=state.inode, size=state.end, mtime_ns=state.mtime_ns, release=release, unsure=state.unsure
             )
             if release:
                 length.unused_chunk = state.unused_chunk
                 self._give_back(state)
-        over = trio.Event()
-        for state in states:
-            state.commits.append(over)
         try:
             pending = set((await self._session.change("Commit", request)).pending)
         except GfsError as error:
             if error.code is not Code.STALE_INODE:
                 raise
             pending = set()
-        finally:
-            for state in states:
-                state.commits.remove(over)
-            over.set()
         alone = {inode for inode in alone if not self._cache.crossed(asked, inode)}  # another writer may have come
         for state, seen, length in zip(states, changes, request.lengths, strict=True):
             state.unsure = state.unsure and not length.unsure
             if state.changes == seen:
-                self._committed(state, release, state.inode not in pending, state.inode in alone)
+                self._committed(state, length.release, state.inode not in pending, state.inode in alone)
 
     def _give_back(self, state: FileState) -> None:
         """From here on a write asks the master again, which then counts this client among the writers again."""

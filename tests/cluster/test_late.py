@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from cluster_probes import QUIET, fsck, leave_unequal
+from cluster_probes import QUIET, fsck, leases_given_back, leave_unequal
 from memory_cluster import CHUNK_BYTES, memory_cluster
 
 from gfscore.client import ROOT_INODE, AttrChanges
@@ -187,3 +187,54 @@ async def test_a_lease_that_is_revoked_while_the_replicas_are_made_equal(
 async def _flush(file: Any) -> None:
     with suppress(GfsError):
         await file.flush()
+
+
+@pytest.mark.parametrize("size", [1000, 0])
+async def test_a_length_does_not_overtake_the_truncation_that_it_comes_from(
+    size: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A closed file is cut while its length is still to be committed. The master, which is busy, must not be told the
+    new length first: it would have nothing to cut, and the replicas would bring the old bytes back."""
+    async with memory_cluster(server_options=QUIET) as cluster, cluster.client() as client:
+        _, file = await client.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        await file.write(0, b"before" * 500)
+        await file.close()
+        change = client._session.change
+
+        async def slow(method: str, request: Any) -> Any:
+            if method == "SetAttr":
+                await trio.sleep(5)  # lengths of closed files are committed meanwhile
+            return await change(method, request)
+
+        client._session.change = slow  # type: ignore[method-assign]
+        await client.setattr(file.inode, AttrChanges(size=size))
+        await leases_given_back()
+        assert await Paths(client).read("/f") == (b"before" * 500)[:size]
+        await client.setattr(file.inode, AttrChanges(size=3000))
+        assert await Paths(client).read("/f") == (b"before" * 500)[:size].ljust(3000, b"\0")
+
+
+async def test_a_sync_while_the_file_is_cut_says_the_length_behind_the_cut(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_cluster(server_options=QUIET) as cluster, cluster.client() as client:
+        _, file = await client.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        await file.write(0, b"before" * 500)
+        await file.flush()
+        change, methods = client._session.change, []
+
+        async def slow(method: str, request: Any) -> Any:
+            if method == "SetAttr":
+                await trio.sleep(5)
+            methods.append(method)
+            return await change(method, request)
+
+        client._session.change = slow  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.setattr, file.inode, AttrChanges(size=1000))
+            await trio.sleep(1)
+            await file.fsync()
+        assert methods == ["SetAttr", "Commit"]
+        await file.close()
+        await leases_given_back()
+        assert await Paths(client).read("/f") == (b"before" * 500)[:1000]
