@@ -273,6 +273,15 @@ class Files:
         if state is not None:
             state.agree()
 
+    def others_may_have_cut(self) -> None:
+        """Any file, and this client was not told: what it has written is as long as the replicas say."""
+        for state in self._states.values():
+            state.agree()
+            if state.uncommitted:
+                state.unsure = True
+                state.changes += 1  # with a Commit that is sent from now on
+        self._closed_files.set()
+
     def writes_since(self, inode: int, since: int) -> None:
         """With which request this client became one of the file's writers, says the master.
 

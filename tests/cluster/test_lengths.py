@@ -11,6 +11,7 @@ from cluster_probes import fill_disk
 from memory_cluster import CHUNK_BYTES, memory_cluster
 
 from gfscore.client import ROOT_INODE, AttrChanges, FileType, GfsError
+from gfscore.client.paths import Paths
 
 OLD, NEW = b"x" * 5000, b"y" * 10
 COMMITTED_SECONDS = 5.0  # a length goes to the master within a second after the close
@@ -326,3 +327,39 @@ async def test_who_closes_while_another_one_begins_to_write_sees_what_that_one_w
         await trio.sleep(5)
         assert (await one.getattr(attr.inode)).size == end
         await second.close()
+
+
+@pytest.mark.parametrize("lost", ["the master's memory", "a call-back"])
+async def test_a_length_counts_no_more_when_a_cut_could_not_be_told(
+    lost: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The master has the length of a closed file, its answer is on its way; and then it is not known here, but there,
+    that another mount has cut the file."""
+    async with memory_cluster() as cluster, cluster.client("one") as one, cluster.client("two") as two:
+        _, file = await one.create_file(ROOT_INODE, b"f", 0o644, 1, 1)
+        await file.write(0, b"before" * 500)
+        call, committed, answered = one._session.call, trio.Event(), trio.Event()
+
+        async def slow(method: str, request: Any, **more: Any) -> Any:
+            reply = await call(method, request, **more)
+            if method == "Commit":
+                committed.set()
+                await answered.wait()
+            return reply
+
+        one._session.call = slow  # type: ignore[method-assign]
+        await file.close()
+        await committed.wait()
+        if lost == "a call-back":
+            cluster.network.disconnect("one", "master")
+        else:
+            await cluster.restart("master")
+        other = await two.open(file.inode, write=True, truncate=True)
+        await other.write(0, b"after" * 100)
+        await other.close()
+        cluster.network.reconnect("one", "master")
+        assert await Paths(one).read("/f") == b"after" * 100
+        answered.set()
+        await trio.sleep(60)
+        for reader in (one, two):
+            assert await Paths(reader).read("/f") == b"after" * 100

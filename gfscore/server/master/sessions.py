@@ -70,7 +70,7 @@ class Sessions:
         self._by_id: dict[int, Session] = {}
         self._by_channel: dict[Channel, Session] = {}
         self._ended: set[int] = set()  # clients whose requests are still to be forgotten
-        self._telling: dict[int, set[trio.Event]] = {}  # inode → call-backs under way that name it
+        self._telling: dict[int, dict[trio.Event, None]] = {}  # inode → call-backs under way that name it, in order
         self._watchers: dict[int, Session | tuple[Session, ...]] = {}  # one session, or several: most have one
         # Clients of before a restart, until they say hello; their requests are remembered so long.
         now = env.clock.boottime()
@@ -341,13 +341,13 @@ class Sessions:
     def _noted(self, inodes: set[int]) -> Iterator[None]:
         known = trio.Event()
         for inode in inodes:
-            self._telling.setdefault(inode, set()).add(known)
+            self._telling.setdefault(inode, {})[known] = None
         try:
             yield
         finally:
             known.set()
             for inode in inodes:
-                self._telling[inode].discard(known)
+                del self._telling[inode][known]
                 if not self._telling[inode]:
                     del self._telling[inode]
 
@@ -355,7 +355,7 @@ class Sessions:
         """When those know who are being told of something now: of this inode, or at all."""
         if inode is not None:
             return list(self._telling.get(inode, ()))
-        return list(set[trio.Event]().union(*self._telling.values()))
+        return list(dict.fromkeys(known for all_known in self._telling.values() for known in all_known))
 
     async def _tell_one(self, session: Session, items: list[Item], held: set[int]) -> None:
         reply = await self._ask(session, items)

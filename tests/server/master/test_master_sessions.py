@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import trio
 
+from gfscore.env.memory import memory_env
+from gfscore.env.memory_disk import MemoryDisk
 from gfscore.proto import gfs_pb2 as pb
+from gfscore.rpc.memory import MemoryNetwork
+from gfscore.server.master.config import MasterConfig
+from gfscore.server.master.sessions import Sessions
+from gfscore.server.master.state import open_state
 
 
 async def test_a_change_is_answered_after_the_others_have_forgotten(world: Any, autojump_clock: Any) -> None:
@@ -170,3 +177,20 @@ async def test_the_answer_to_a_commit_names_the_files_whose_length_stays_open(wo
         commit.lengths.add(inode=made.attr.inode, size=100, release=True)
     reply = await one.change("Commit", commit)
     assert list(reply.pending) == [shared.attr.inode, broken.attr.inode]
+
+
+async def test_call_backs_under_way_are_waited_for_in_the_order_in_which_they_began() -> None:
+    """Not in that of their addresses: the history of a seed is the same in every process."""
+    env = memory_env(MemoryNetwork().transport("m"), disk=MemoryDisk(), seed=1)
+    state = open_state(MasterConfig(host="m", port=7100), env)
+    async with trio.open_nursery() as nursery:
+        sessions = Sessions(state, env, 20.0, nursery)
+        with ExitStack() as stack:
+            began: list[trio.Event] = []
+            for other in range(20):
+                stack.enter_context(sessions._noted({1, 100 + other}))
+                (known,) = sessions.being_told(100 + other)
+                began.append(known)
+            assert sessions.being_told(1) == sessions.being_told() == began
+        assert sessions.being_told() == []
+    state.close()
