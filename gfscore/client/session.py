@@ -45,7 +45,8 @@ class MasterSession:
 
     def __init__(
         self, host: str, port: int, env: Env, options: ClientOptions, invalidate: Handler, on_lost: Callable[[], None],
-        on_forgotten: Callable[[], None], open_inodes: Callable[[], tuple[list[int], list[int]]], on_held: Callable[[Sequence[int]], None],
+        on_forgotten: Callable[[], None], open_inodes: Callable[[], tuple[list[int], list[int]]],
+        on_held: Callable[[Sequence[int]], None],
     ) -> None:  # fmt: skip
         self.address = f"{host}:{port}"
         self.client_id = 0
