@@ -155,6 +155,8 @@ class Attributes:
             return None  # perhaps from when the master left the length to us, which we have told it since
         if not attr.length_pending:  # no client is a writer: what this one wrote is in the length, or was cut off
             self._files.agreed(inode)
+        elif reply.HasField("writer_since"):
+            self._files.is_writer_since(inode, reply.writer_since)
         return self._files.merge(attr)
 
     def _keep_tail(self, tail: _Tail) -> None:

@@ -45,8 +45,7 @@ class Client(NamespaceOperations):
 
     def __init__(self, host: str, port: int, env: Env, options: ClientOptions) -> None:
         session = MasterSession(
-            host, port, env, options, self._invalidate, self._lost_session, self._forgotten, self._open_inodes,
-            self._held_unasked,
+            host, port, env, options, self._invalidate, self._lost_session, self._open_inodes, self._held_unasked
         )  # fmt: skip
         cache = NamespaceCache(options.cached_inodes_max)
         chunks = Chunks(session, cache, options)
@@ -301,9 +300,6 @@ class Client(NamespaceOperations):
         self._files.forget_grants()
         if self.on_invalidate is not None:
             self._session_nursery.start_soon(self._forget_in_kernel, inodes)
-
-    def _forgotten(self) -> None:
-        self._files.others_may_have_cut()
 
     async def _forget_in_kernel(self, inodes: list[int]) -> None:
         assert self.on_invalidate is not None

@@ -273,15 +273,6 @@ class Files:
         if state is not None:
             state.agree()
 
-    def others_may_have_cut(self) -> None:
-        """Any file, and this client was not told: what it has written is as long as the replicas say."""
-        for state in self._states.values():
-            state.agree()
-            if state.uncommitted:
-                state.unsure = True
-                state.changes += 1  # with a Commit that is sent from now on
-        self._closed_files.set()
-
     def writes_since(self, inode: int, since: int) -> None:
         """With which request this client became one of the file's writers, says the master.
 
@@ -294,6 +285,16 @@ class Files:
         state.changes += 1  # with a Commit that is sent from now on
         if since > state.writes_since:
             state.writes_since = since
+            state.agree()
+
+    def is_writer_since(self, inode: int, since: int) -> None:
+        """What the master says now of this client as a writer of the file.
+
+        If it counts it no more as the one that it was, what it had written is in the master's length or on the
+        replicas, or somebody has cut the file, which could not be told.
+        """
+        state = self._states.get(inode)
+        if state is not None and since != state.writes_since:
             state.agree()
 
     def times_set(self, inode: int) -> None:
@@ -454,7 +455,7 @@ class Files:
             pending = set()
         alone = {inode for inode in alone if not self._cache.crossed(asked, inode)}  # another writer may have come
         for state, seen, length in zip(states, changes, request.lengths, strict=True):
-            state.unsure = state.unsure and not length.unsure
+            state.unsure = False
             if state.changes == seen:
                 self._committed(state, length.release, state.inode not in pending, state.inode in alone)
 

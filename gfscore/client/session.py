@@ -35,9 +35,7 @@ _GOODBYE_SECONDS = 1.0
 
 
 class MasterSession:
-    """See the module. `on_lost` is called when the master no longer covers what this client has cached; `on_forgotten`
-    when others may have changed what it has open without its being told, or the master does not know any more that it
-    writes.
+    """See the module. `on_lost` is called when the master no longer covers what this client has cached.
 
     `open_inodes` tells which files are open here, for reading only and for writing; `on_held` which of them lost their
     last name while this client could not be asked, and are held by the master now.
@@ -45,8 +43,7 @@ class MasterSession:
 
     def __init__(
         self, host: str, port: int, env: Env, options: ClientOptions, invalidate: Handler, on_lost: Callable[[], None],
-        on_forgotten: Callable[[], None], open_inodes: Callable[[], tuple[list[int], list[int]]],
-        on_held: Callable[[Sequence[int]], None],
+        open_inodes: Callable[[], tuple[list[int], list[int]]], on_held: Callable[[Sequence[int]], None],
     ) -> None:  # fmt: skip
         self.address = f"{host}:{port}"
         self.client_id = 0
@@ -58,7 +55,6 @@ class MasterSession:
         self._options = options
         self._invalidate = invalidate
         self._on_lost = on_lost
-        self._on_forgotten = on_forgotten
         self._open_inodes = open_inodes
         self._on_held = on_held
         self._closing = False
@@ -179,7 +175,6 @@ class MasterSession:
             raise
         if self.client_id and not reply.resumed:
             self._on_lost()
-            self._on_forgotten()
         self.client_id = reply.client_id
         self.hello = reply
         if reply.held:

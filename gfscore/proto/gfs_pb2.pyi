@@ -538,8 +538,11 @@ class AttrReply(_message.Message):
     CHUNKS_FIELD_NUMBER: _builtins.int
     PARENT_FIELD_NUMBER: _builtins.int
     MTIME_FLOOR_NS_FIELD_NUMBER: _builtins.int
+    WRITER_SINCE_FIELD_NUMBER: _builtins.int
     mtime_floor_ns: _builtins.int
     """when `length_pending`: a replica's time of change counts if it is later"""
+    writer_since: _builtins.int
+    """when `length_pending`: as in LeaseReply, 0 if the client is none of the writers"""
     @_builtins.property
     def attr(self) -> Global___Attr: ...
     @_builtins.property
@@ -557,12 +560,15 @@ class AttrReply(_message.Message):
         chunks: _abc.Iterable[Global___ChunkLocation] | None = ...,
         parent: Global___Attr | None = ...,
         mtime_floor_ns: _builtins.int = ...,
+        writer_since: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attr", b"attr", "parent", b"parent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_writer_since", b"_writer_since", "attr", b"attr", "parent", b"parent", "writer_since", b"writer_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attr", b"attr", "chunks", b"chunks", "mtime_floor_ns", b"mtime_floor_ns", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_writer_since", b"_writer_since", "attr", b"attr", "chunks", b"chunks", "mtime_floor_ns", b"mtime_floor_ns", "parent", b"parent", "writer_since", b"writer_since"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__writer_since: _TypeAlias = _typing.Literal["writer_since"]  # noqa: Y015
+    _WhichOneofArgType__writer_since: _TypeAlias = _typing.Literal["_writer_since", b"_writer_since"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__writer_since) -> _WhichOneofReturnType__writer_since | None: ...
 
 Global___AttrReply: _TypeAlias = AttrReply  # noqa: Y015
 

@@ -126,21 +126,26 @@ class Data:
 
         A coroutine for it when the length has to be settled first.
         """
-        if not record.length_pending or (
-            session is not None and self._leases.is_sole_writer(record.inode, session.client_id)
-        ):
+        if not record.length_pending:
             return pb.AttrReply(attr=attr_of(record))
+        if session is not None and self._leases.is_sole_writer(record.inode, session.client_id):
+            return self._for_writer(pb.AttrReply(attr=attr_of(record)), session)
         if self._lengths.unknown(record.inode):
             return self._settled_reply(record.inode, session)
-        return self._pending_reply(record)
+        return self._pending_reply(record, session)
 
-    def _pending_reply(self, record: InodeRecord) -> pb.AttrReply:
+    def _for_writer(self, reply: pb.AttrReply, session: Session | None) -> pb.AttrReply:
+        if session is not None:
+            reply.writer_since = self._leases.writers.since(reply.attr.inode, session.client_id)
+        return reply
+
+    def _pending_reply(self, record: InodeRecord, session: Session | None) -> pb.AttrReply:
         tail = self._lengths.tail(record)
         chunks: list[pb.ChunkLocation] = []
         if tail:
             chunks = [c for c in self.locations(record.inode, tail[0][0], tail[-1][0] - tail[0][0] + 1) if c.handle]
         floor = self._leases.mtime_floor(record)
-        return pb.AttrReply(attr=attr_of(record), chunks=chunks, mtime_floor_ns=floor)
+        return self._for_writer(pb.AttrReply(attr=attr_of(record), chunks=chunks, mtime_floor_ns=floor), session)
 
     async def _settled_reply(self, inode: int, session: Session | None) -> pb.AttrReply:
         try:
@@ -152,4 +157,4 @@ class Data:
         record = load(self._state.tables, inode)
         if not record.length_pending:
             return pb.AttrReply(attr=attr_of(record))
-        return self._pending_reply(record)
+        return self._pending_reply(record, session)
