@@ -61,7 +61,7 @@ class Faults:
         self._profile = profile
         self._seconds = seconds
         self._operations = 0
-        self._drained: set[str] = set()
+        self._drained: list[str] = []  # a server twice, if it is drained twice at once
 
     async def run(self) -> None:
         """The whole plan; returns when the last fault is over."""
@@ -184,16 +184,19 @@ class Faults:
     async def _drain(self) -> None:
         name, seconds = self._server(), self._while(20.0)
         self._world.tell(f"{name} is drained for {seconds:.1f} s")
-        self._drained.add(name)
+        self._drained.append(name)
         await self._operate(lambda client: self._set_draining(client, name, True))
         await trio.sleep(seconds)
-        await self.undo()
+        await self._end_drain(name)
+
+    async def _end_drain(self, name: str) -> None:
+        await self._operate(lambda client: self._set_draining(client, name, False))
+        self._drained.remove(name)
 
     async def undo(self) -> None:
         """What does not end by itself."""
         for name in sorted(self._drained):
-            await self._operate(lambda client, name=name: self._set_draining(client, name, False))  # type: ignore[misc]
-        self._drained.clear()
+            await self._end_drain(name)
 
     async def _set_draining(self, client: Client, name: str, draining: bool) -> None:
         """The id comes from behind the scenes: an answer to `status` tells of this process too, not of the history."""
